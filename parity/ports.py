@@ -1,0 +1,112 @@
+"""The port protocol: how the toolkit sees one implementation of a model.
+
+A port is opened on a checkpoint in one dtype and gives a session. A session runs **stages**
+(``embed``, ``block.00`` … ``head``), each a function from state to state, with its own
+weights loaded and freed. State and checkpoints cross the border as numpy arrays (bfloat16 as
+``ml_dtypes.bfloat16``), so the toolkit imports neither torch nor mlx.
+
+State keys of the Qwen-Image transformer. Before ``embed``, the inputs of a case:
+``latents`` B L C · ``prompt_embeds`` B S J · ``prompt_mask`` B S bool (optional) ·
+``timestep`` B in 0…1 · ``img_shapes`` n 3 int (frames, height, width of each picture in
+latent tokens, the same for the whole batch) · ``additional_t_cond`` B int (optional) ·
+``controlnet.NN`` B L D (optional). Between stages: ``img`` B L D · ``txt`` B S D · ``temb``
+B D (2B D with zero_cond_t) · ``rope.img`` L d/2 2 and ``rope.txt`` S d/2 2 (cos, sin) ·
+``prompt_mask``, ``img_shapes`` and ``controlnet.NN`` passed on unchanged. After ``head``:
+``sample`` B L C'.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from parity.errors import MissingPackageError, UsageError
+
+State = dict[str, np.ndarray]
+
+BUILTIN = {"reference": "reference.port:ReferencePort", "mlx_impl": "mlx_impl.port:MlxPort"}
+
+
+class Session(Protocol):
+    """One model, opened on one checkpoint in one dtype."""
+
+    stages: tuple[str, ...]
+
+    def load(self, stage: str) -> None:
+        """Bring the stage's weights into memory."""
+
+    def free(self, stage: str) -> None:
+        """Give the stage's weights back."""
+
+    def run(
+        self, stage: str, state: Mapping[str, np.ndarray], want: Collection[str], *, precision: str = "default"
+    ) -> tuple[State, State]:
+        """Run one loaded stage.
+
+        Args:
+            stage: one of `stages`.
+            state: arrays by name; floating ones in the session's dtype, rotary tables in float32
+                (float64 where the session computes in float64).
+            want: names of the checkpoints to return; all others are not even copied.
+            precision: one of the port's `precisions` of the session's dtype.
+
+        Returns:
+            the state for the next stage, and the checkpoints by full name.
+        """
+
+
+class Port(Protocol):
+    """One implementation of a model."""
+
+    name: str
+
+    def open(self, weights: Path, *, dtype: str, hold: str | None = None) -> Session:
+        """Open a checkpoint folder in the diffusers layout (its ``transformer`` folder, or the
+        folder above).
+
+        Args:
+            weights: folder with ``config.json`` and safetensors shards.
+            dtype: ``float32``, ``bfloat16``, ``float16``; a reference also takes ``float64``.
+            hold: dtype the weights are rounded to before they are widened to `dtype`
+                (the truth of a bfloat16 run is float64 arithmetic on weights held in bfloat16).
+        """
+
+    def precisions(self, dtype: str) -> tuple[str, ...]:
+        """Legitimate precision modes of a dtype on this machine; ``default`` comes first."""
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and everything else that changes its numbers."""
+
+
+def open_port(spec: str) -> Port:
+    """Find a port by its short name or as ``package[.module][:attribute]``.
+
+    A package alone means ``package.port:MlxPort``, so that a copy of ``mlx_impl`` under another
+    name is a port at once. Nothing is imported before this call.
+
+    Raises:
+        MissingPackageError: the framework behind it is not installed.
+        UsageError: there is no such module or attribute.
+    """
+    target = BUILTIN.get(spec) or (spec if ":" in spec else f"{spec}.port:MlxPort")
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing and (module_name == missing or module_name.startswith(missing + ".")):
+            raise UsageError(
+                f"no port {spec!r}: module {missing!r} is not on the path; known: {', '.join(BUILTIN)}, "
+                "or package.module:attribute"
+            ) from None
+        raise MissingPackageError(
+            f"port {spec!r} needs the package {missing!r}, which is not installed; `parity doctor` names the command"
+        ) from error
+    try:
+        return getattr(module, attribute)()
+    except AttributeError as error:
+        raise UsageError(f"module {module_name!r} has no {attribute!r}; a port is named package.module:attribute ({error})") from error

@@ -1,0 +1,92 @@
+"""Named checkpoints in model code: ``x = tap("attn", x)``.
+
+``tap`` is the identity. While a recorder is active it also hands the value over, under the
+name made of the open scopes and its own: inside ``with scope("block.07.img")`` the call
+``tap("attn", x)`` records ``block.07.img.attn``. Nothing here knows a framework, and nothing
+else of the toolkit is needed in model code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """Collects tapped values by full name, in the order they are made.
+
+    Args:
+        want: names to keep; everything when None.
+        keep: applied to a value when it is tapped, and its result stored. It must not change
+            the value. Statistics that stay lazy on the device go here; the default keeps the
+            value itself.
+    """
+
+    def __init__(self, want: Container[str] | None = None, keep: Callable[[Any], Any] | None = None) -> None:
+        self.values: dict[str, Any] = {}
+        self._want = want
+        self._keep = keep
+
+    def record(self, name: str, value: Any) -> None:
+        """Store one value.
+
+        Raises:
+            ValueError: a second value under a name, which would hide the first.
+        """
+        if self._want is not None and name not in self._want:
+            return
+        if name in self.values:
+            raise ValueError(f"checkpoint {name!r} was tapped twice in one recording")
+        self.values[name] = value if self._keep is None else self._keep(value)
+
+
+# One pair per thread and task: (recorder, open prefix). None when nobody records.
+_active: ContextVar[tuple[Recorder, str] | None] = ContextVar("parity_tap", default=None)
+
+
+def tap(name: str, value: T) -> T:
+    """Return `value` unchanged; hand it to the active recorder, if there is one."""
+    active = _active.get()
+    if active is not None:
+        recorder, prefix = active
+        recorder.record(prefix + name, value)
+    return value
+
+
+class scope:
+    """Context manager that puts ``prefix.`` before the names tapped inside it. Scopes nest."""
+
+    __slots__ = ("_prefix", "_token")
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._token = None
+
+    def __enter__(self) -> None:
+        active = _active.get()
+        if active is not None:
+            self._token = _active.set((active[0], f"{active[1]}{self._prefix}."))
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            _active.reset(self._token)
+            self._token = None
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[Recorder]:
+    """Make `recorder` the active one; scopes opened outside do not reach inside."""
+    token = _active.set((recorder, ""))
+    try:
+        yield recorder
+    finally:
+        _active.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether a recorder is active (for model code that would otherwise drop a value)."""
+    return _active.get() is not None
