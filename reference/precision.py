@@ -1,0 +1,124 @@
+"""How the reference computes in each dtype: float64 truth, and half precision on CPUs.
+
+diffusers keeps a few float32 islands (RMSNorm's variance, the rotation, the timestep
+sinusoid). In a float64 run they would bound the truth at 1e-7, so they are widened here, by
+hooks and by an attention processor of our own, never by patching diffusers.
+
+torch's half-precision GEMM on CPUs without AVX512-BF16 or AMX runs at 1 GFLOP/s. Products of
+two bfloat16 numbers are exact in float32, so widening, multiplying with float32 accumulation
+and rounding once is what a half-precision GEMM with float32 accumulation computes, 80 times
+faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import Timesteps
+from diffusers.models.normalization import RMSNorm
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def widen_islands(module: torch.nn.Module) -> None:
+    """Make a float64 module float64 throughout: RMSNorm and the timestep sinusoid.
+
+    The hooks replace the module's output; they are for modules that only ever see float64.
+    """
+    for part in module.modules():
+        if isinstance(part, RMSNorm):
+            part.register_forward_hook(_rms_norm_float64)
+        elif isinstance(part, Timesteps):
+            part.register_forward_hook(_sinusoid_float64)
+
+
+def _rms_norm_float64(norm: RMSNorm, args: tuple, _: torch.Tensor) -> torch.Tensor:
+    (x,) = args
+    y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
+    return y if norm.weight is None else y * norm.weight
+
+
+def _sinusoid_float64(proj: Timesteps, args: tuple, _: torch.Tensor) -> torch.Tensor:
+    (timestep,) = args
+    half = proj.num_channels // 2
+    steps = torch.arange(half, dtype=torch.float64, device=timestep.device)
+    frequency = torch.exp(-math.log(10000) * steps / (half - proj.downscale_freq_shift))
+    angle = proj.scale * timestep.double()[:, None] * frequency[None]
+    pair = (angle.cos(), angle.sin()) if proj.flip_sin_to_cos else (angle.sin(), angle.cos())
+    return torch.cat(pair, dim=-1)
+
+
+class _HalfOnCpu(TorchFunctionMode):
+    """Linear layers and attention of half-precision tensors through float32.
+
+    Args:
+        round_probabilities: round the softmax to the half dtype before it meets the values, as
+            fused kernels on GPUs do; the other choice keeps it in float32.
+    """
+
+    def __init__(self, round_probabilities: bool) -> None:
+        super().__init__()
+        self._round = round_probabilities
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
+        if func is F.linear and args[0].dtype in HALF:
+            return self._linear(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and kwargs["query"].dtype in HALF:
+            return self._attention(kwargs["query"], kwargs["key"], kwargs["value"], kwargs["attn_mask"])
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+    def _attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if not self._round:
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
+        scores = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        probabilities = scores.softmax(-1).to(q.dtype)
+        return (probabilities.float() @ v.float()).to(q.dtype)
+
+
+def modes(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
+    """Names of the legitimate precision modes of a dtype on a device, ``default`` first."""
+    if dtype == torch.float64:
+        return ("default",)
+    if device.type == "cuda" and dtype in HALF:
+        return ("default", "math", "reduced")
+    return ("default", "math")
+
+
+@contextmanager
+def mode(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Run the body in one of `modes`.
+
+    ``math`` is unfused attention (with probabilities rounded in half precision); ``reduced``
+    allows reduced-precision accumulation in half-precision GEMMs, where the device has it.
+    """
+    if name not in modes(dtype, device):
+        raise ValueError(f"precision mode {name!r} is none of {modes(dtype, device)} for {dtype} on {device}")
+    if device.type == "cpu" and dtype in HALF:
+        with _HalfOnCpu(round_probabilities=name == "math"):
+            yield
+    elif name == "math":
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    elif name == "reduced":
+        flags = torch.backends.cuda.matmul
+        saved = flags.allow_bf16_reduced_precision_reduction, flags.allow_fp16_reduced_precision_reduction
+        flags.allow_bf16_reduced_precision_reduction = flags.allow_fp16_reduced_precision_reduction = True
+        try:
+            yield
+        finally:
+            flags.allow_bf16_reduced_precision_reduction, flags.allow_fp16_reduced_precision_reduction = saved
+    else:
+        yield
