@@ -1,0 +1,116 @@
+"""``parity run``: compare the MLX port with the reference, checkpoint by checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from parity import checkpoint as checkpoints
+from parity import suite as suites
+from parity.errors import UsageError
+from parity.ports import open_port
+from parity.reporters import text
+from parity.run import Job
+from parity.run import run as run_job
+from parity.runfolder import RunFolder, to_json
+from parity.verdict import exit_code
+
+RUNS = Path("runs")
+SYNTHETIC = "synthetic:"
+
+
+def run(
+    suite: str = "default",
+    /,
+    *,
+    case: Annotated[tuple[str, ...], Parameter(negative=(), help="only this case of the suite; repeatable")] = (),
+    weights: Annotated[str | None, Parameter(help="checkpoint folder, or synthetic:tiny, synthetic:wide")] = None,
+    candidate: Annotated[str, Parameter(help="the port under test: mlx_impl, a copy of it, package.module:attribute")]
+    = "mlx_impl",
+    dtype: Annotated[
+        tuple[Literal["float32", "bfloat16", "float16"], ...],
+        Parameter(negative=(), help="instead of the suite's dtypes; repeatable"),
+    ] = (),
+    detail: Annotated[Literal["kinds", "block", "full"] | None, Parameter(help="which checkpoints")] = None,
+    truth: Annotated[Literal["float64", "float32"], Parameter(help="dtype of the truth")] = "float64",
+    out: Annotated[Path | None, Parameter(help="run folder; default runs/SUITE-DATE-TIME")] = None,
+    format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",  # noqa: A002
+    force: Annotated[bool, Parameter(negative=(), help="overwrite a finished run in --out")] = False,
+) -> int:
+    """Compare a port with the reference, checkpoint by checkpoint.
+
+    Runs a suite's cases through the float64 truth, the reference, its noise floor and the
+    candidate, in lockstep, and writes a run folder: parity.json, traces, plots and report.html.
+    A run that was killed is resumed by the same command.
+
+    Parameters
+    ----------
+    suite
+        name of a suite, or the path of a .toml file.
+    """
+    chosen = suites.load(suite).narrowed(case, dtype, detail)
+    err = Console(stderr=True, highlight=False)
+    checkpoint = _checked(weights or chosen.weights, err)
+    job = Job(chosen, checkpoint, open_port("reference"), open_port(candidate), candidate, truth)
+    plan = job.plan(checkpoints.fingerprint(checkpoint))
+    folder = RunFolder.open(out or _default_out(chosen.name, plan), plan, force=force)
+    with text.progress(err) as progress:
+        result = run_job(job, folder, shlex.join(["parity", *sys.argv[1:]]), progress)
+    page = _render(result, folder.path, err)
+    _print(result, format, page)
+    return exit_code(result["verdict"])
+
+
+def _checked(weights: str, err: Console) -> checkpoints.Checkpoint:
+    """The checkpoint that was asked for, every tensor looked at."""
+    if weights.startswith(SYNTHETIC):
+        from parity.commands.synth import ensure
+
+        weights = str(ensure(weights.removeprefix(SYNTHETIC)))
+    found = checkpoints.inspect(Path(weights))
+    with err.status(f"checking {found.nbytes / 2**20:,.0f} MiB of weights"):
+        zero = checkpoints.check_finite(found)
+    if zero:
+        err.print(f"note: {len(zero)} tensors are all zero, the first is {zero[0]}", markup=False)
+    return found
+
+
+def _default_out(suite: str, plan: dict) -> Path:
+    """An unfinished run of the same plan, else a new folder named after the suite and the time."""
+    for folder in sorted(RUNS.glob(f"{suite}-*"), reverse=True):
+        if RunFolder(folder).holds(plan):
+            return folder
+    stamp = f"{suite}-{datetime.now():%Y%m%d-%H%M%S}"
+    return next(p for i in range(1000) if not (p := RUNS / (stamp if i == 0 else f"{stamp}-{i}")).exists())
+
+
+def _render(result: dict, folder: Path, err: Console) -> Path:
+    from parity.plots import render_plots
+    from parity.report import render_report
+
+    clock = time.monotonic()
+    with err.status("drawing plots and report"):
+        render_plots(result, folder / "plots", force=True)
+        page = render_report(result, folder / "report.html", force=True)
+    err.print(f"plots and report drawn in {time.monotonic() - clock:.0f} s")
+    return page
+
+
+def _print(result: dict, format: str, page: Path) -> None:  # noqa: A002
+    if format == "json":
+        print(json.dumps(to_json(result), allow_nan=False))
+    elif format == "md":
+        print(text.markdown(result))
+    elif format == "table":
+        text.print_table(result)
+        print(page)
+    else:
+        raise UsageError(f"no format {format!r}")

@@ -1,0 +1,313 @@
+"""Running reference, truth and candidate side by side, one stage at a time.
+
+A *chain* is one pass through the model that feeds itself: the reference in the run's dtype,
+the truth, the candidate, the reference from jittered inputs, the reference in another
+precision mode. Accumulated mode compares chains. Isolated mode runs each stage once more from
+the reference's own state. At any time one stage of one port is in memory, and only the
+truth's and the reference's arrays of that stage are held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity.case import DTYPES, Case, jitter, round_state
+from parity.errors import ParityError
+from parity.names import Graph, parse
+from parity.ports import Port, Session, State
+from parity.stats import ArrayStats, Error, describe, distance, error, unit_roundoff
+
+Row = dict[str, Any]
+Chains = dict[str, State]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One case in one dtype: what one pass through the stages compares."""
+
+    case: Case
+    dtype: str
+    modes: tuple[str, ...]
+    graph: Graph
+    draws: int
+    truth: str = "float64"
+
+    @property
+    def key(self) -> str:
+        """``square.float32``, unique within a run."""
+        return f"{self.case.name}.{self.dtype}"
+
+
+@dataclass
+class StageResult:
+    """What one stage gave.
+
+    Attributes:
+        rows: mode -> measured rows, without verdicts, in the graph's order.
+        growth: stage error in and out of the candidate's chain, in relative RMSE.
+        stats: side -> full statistics by checkpoint, for the trace.
+    """
+
+    rows: dict[str, list[Row]]
+    growth: tuple[float, float] | None = None
+    stats: dict[str, dict[str, ArrayStats]] = field(default_factory=dict)
+
+
+@dataclass
+class _Measured:
+    """What is known of one checkpoint in one mode: floor runs, then the candidate."""
+
+    floor: dict[str, Error] = field(default_factory=dict)
+    error: Error | None = None
+    stats: ArrayStats | None = None
+    against_reference: Row = field(default_factory=dict)
+
+
+class Lockstep:
+    """The sessions of one unit.
+
+    Args:
+        unit: what to run.
+        reference, candidate: opened on the same checkpoint.
+        weights: its folder.
+    """
+
+    def __init__(self, unit: Unit, reference: Port, candidate: Port, weights: Path) -> None:
+        self.unit = unit
+        self._reference = reference.open(weights, dtype=unit.dtype)
+        self._truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype)
+        self._candidate = candidate.open(weights, dtype=unit.dtype)
+        self._precisions = reference.precisions(unit.dtype)[1:]
+        self.stages = self._reference.stages
+
+    def start(self, inputs: Mapping[str, np.ndarray]) -> Chains:
+        """The chains before the first stage, from the inputs in the run's dtype."""
+        chains: Chains = {"reference": dict(inputs)}
+        if "accumulated" in self.unit.modes:
+            chains["truth"] = round_state(inputs, np.dtype(self.unit.truth))
+            chains["candidate"] = dict(inputs)
+            for draw in range(self.unit.draws):
+                chains[f"jitter.{draw}"] = jitter(inputs, (self.unit.case.seed, draw, -1))
+            for precision in self._precisions:
+                chains[f"precision.{precision}"] = dict(inputs)
+        return chains
+
+    def run(self, stage: str, chains: Chains) -> tuple[Chains, StageResult]:
+        """Run one stage of everything.
+
+        Returns:
+            the chains after the stage, and what was measured.
+        """
+        names = self.unit.graph.names_of(stage)
+        fed = chains["reference"]
+        measured = {mode: {name: _Measured() for name in names} for mode in self.unit.modes}
+        after: Chains = {}
+        truth = self._run_truth(stage, names, chains, after)
+        reference = self._run_floor(stage, names, chains, after, truth, measured)
+        failure = self._run_candidate(stage, names, chains, after, truth, reference, measured)
+        rows = {
+            mode: [_row(name, stage, one, truth[mode][name], reference, failure.get(mode)) for name, one in of_mode.items()]
+            for mode, of_mode in measured.items()
+        }
+        shown = measured[self.unit.modes[-1]].items()
+        stats = {
+            "reference": {name: reference.stats_of(name) for name in names},
+            "candidate": {name: one.stats for name, one in shown if one.stats is not None},
+        }
+        result = StageResult(rows, stats=stats)
+        if "candidate" in after and "truth" in after:
+            result.growth = (_chain_error(chains, fed), _chain_error(after, after["reference"]))
+        return after, result
+
+    def _run_truth(self, stage: str, names: tuple[str, ...], chains: Chains, after: Chains) -> dict[str, State]:
+        truth: dict[str, State] = {}
+        with _loaded(self._truth, stage) as session:
+            if "isolated" in self.unit.modes:
+                exact = round_state(chains["reference"], np.dtype(self.unit.truth))
+                _, truth["isolated"] = session.run(stage, exact, names)
+            if "accumulated" in self.unit.modes:
+                after["truth"], truth["accumulated"] = session.run(stage, chains["truth"], names)
+        return truth
+
+    def _run_floor(
+        self, stage: str, names: tuple[str, ...], chains: Chains, after: Chains,
+        truth: Mapping[str, State], measured: Mapping[str, dict[str, _Measured]],
+    ) -> _Reference:  # fmt: skip
+        """All runs of the reference in the run's dtype; each but the first is reduced at once."""
+        fed, unit = chains["reference"], self.unit
+        index = self.stages.index(stage)
+
+        def enter(mode: str, label: str, values: State) -> None:
+            for name in names:
+                measured[mode][name].floor[label] = error(values[name], truth[mode][name])
+
+        with _loaded(self._reference, stage) as session:
+            after["reference"], values = session.run(stage, fed, names)
+            for mode in unit.modes:
+                enter(mode, "rounding", values)
+            for draw in range(unit.draws):
+                if "isolated" in unit.modes:
+                    moved = jitter(fed, (unit.case.seed, draw, index))
+                    enter("isolated", f"jitter.{draw}", session.run(stage, moved, names)[1])
+                self._advance(session, stage, f"jitter.{draw}", chains, after, names, enter)
+            for precision in self._precisions:
+                label = f"precision.{precision}"
+                if "isolated" in unit.modes:
+                    enter("isolated", label, session.run(stage, fed, names, precision=precision)[1])
+                self._advance(session, stage, label, chains, after, names, enter, precision)
+        return _Reference(values)
+
+    @staticmethod
+    def _advance(
+        session: Session, stage: str, label: str, chains: Chains, after: Chains, names: tuple[str, ...],
+        enter: Callable[[str, str, State], None], precision: str = "default",
+    ) -> None:  # fmt: skip
+        if label in chains:
+            after[label], values = session.run(stage, chains[label], names, precision=precision)
+            enter("accumulated", label, values)
+
+    def _run_candidate(
+        self, stage: str, names: tuple[str, ...], chains: Chains, after: Chains,
+        truth: Mapping[str, State], reference: _Reference, measured: Mapping[str, dict[str, _Measured]],
+    ) -> dict[str, str]:  # fmt: skip
+        """Run the candidate; what it raises is a finding about it and ends its chain, not the run."""
+        failure: dict[str, str] = {}
+        with _loaded(self._candidate, stage) as session:
+            for mode in self.unit.modes:
+                state = chains["reference"] if mode == "isolated" else chains.get("candidate")
+                if state is None:
+                    failure[mode] = "the candidate's own chain ended in an earlier stage"
+                    continue
+                try:
+                    state, values = session.run(stage, state, names)
+                except ParityError:
+                    raise
+                except Exception as raised:
+                    failure[mode] = f"the candidate raised {type(raised).__name__}: {raised}"[:300]
+                    continue
+                if mode == "accumulated":
+                    after["candidate"] = state
+                for name in set(names) & set(values):
+                    self._measure(name, values[name], truth[mode][name], reference, measured[mode][name], shown=mode == self.unit.modes[-1])
+        return failure
+
+    @staticmethod
+    def _measure(
+        name: str, value: np.ndarray, truth: np.ndarray, reference: _Reference, one: _Measured, *, shown: bool
+    ) -> None:
+        """Everything about the candidate's array; afterwards it is not needed any more.
+
+        Args:
+            shown: its distribution goes into the trace; that of one mode is enough.
+        """
+        one.stats = describe(value, chunks=_chunks(name), distribution=shown)
+        if value.shape == truth.shape:
+            one.error = error(value, truth)
+            far = distance(value, reference.values[name])
+            one.against_reference = {
+                "rmse": far.rmse, "max_abs": far.max_abs, "max_at": list(far.max_at),
+                "cosine": far.cosine, "psnr": far.psnr,
+            }  # fmt: skip
+
+
+_NOT_COMPARED: Row = dict.fromkeys(("rmse", "max_abs", "max_at", "cosine", "psnr"))
+
+
+def _row(
+    name: str, stage: str, one: _Measured, truth: np.ndarray, reference: _Reference, failure: str | None
+) -> Row:
+    """One row of ``parity.json``, without its verdict."""
+    expected, stats = reference.values[name], one.stats
+    roundoff = unit_roundoff(expected.dtype)
+    floor_by, floor = _largest(one.floor, roundoff / 2)
+    largest = float(np.abs(truth).max())
+    return {
+        "name": name,
+        "stage": stage,
+        "status": "measured" if stats else "skipped" if failure else "missing",
+        "reason": failure or "",
+        "shape": list(stats.shape) if stats else None,
+        "expected_shape": list(expected.shape),
+        "dtype": stats.dtype if stats else None,
+        "rel_rmse": one.error.rel_rmse if one.error else None,
+        "floor": floor,
+        "floor_by": floor_by,
+        "peak": one.error.max_abs if one.error else None,
+        # One rounding is off by up to one unit roundoff of the largest value.
+        "peak_floor": max(roundoff * largest, *(run.max_abs for run in one.floor.values())),
+        **_NOT_COMPARED,
+        **one.against_reference,
+        "reference": reference.stats_of(name).brief(),
+        "candidate": stats.brief() if stats else None,
+        "range": None,
+    }
+
+
+class _Reference:
+    """The reference's arrays of one stage, and their statistics, made once."""
+
+    def __init__(self, values: State) -> None:
+        self.values = values
+        self.stats: dict[str, ArrayStats] = {}
+
+    def stats_of(self, name: str) -> ArrayStats:
+        if name not in self.stats:
+            self.stats[name] = describe(self.values[name], chunks=_chunks(name))
+        return self.stats[name]
+
+
+class _loaded:
+    """Context manager: a session with one stage's weights in memory."""
+
+    def __init__(self, session: Session, stage: str) -> None:
+        self._session, self._stage = session, stage
+
+    def __enter__(self) -> Session:
+        self._session.load(self._stage)
+        return self._session
+
+    def __exit__(self, *_: object) -> None:
+        self._session.free(self._stage)
+
+
+def _chunks(name: str) -> int:
+    """The documented range of shift and scale speaks of parts of a block's modulation vector."""
+    parts = parse(name)
+    return 6 if parts.kind == "mod" and parts.block is not None else 0
+
+
+def _largest(floor: Mapping[str, Error], resolution: float) -> tuple[str, float]:
+    """Which floor run is furthest from truth. NaN, of a run that is not finite, wins."""
+    worst, by = resolution, "resolution"
+    for label, one in floor.items():
+        if math.isnan(one.rel_rmse) or one.rel_rmse > worst:
+            kind, _, detail = label.partition(".")
+            worst, by = one.rel_rmse, f"precision:{detail}" if kind == "precision" else kind
+            if math.isnan(worst):
+                break
+    return by, worst
+
+
+def _chain_error(chains: Chains, template: Mapping[str, np.ndarray]) -> float:
+    """Relative RMSE of the candidate's chain against the truth's, rms over the moving tensors."""
+    truth, candidate = chains["truth"], chains["candidate"]
+    squares = [
+        error(candidate[key], truth[key]).rel_rmse ** 2
+        for key, array in template.items()
+        if array.ndim >= 3 and array.dtype in DTYPES.values() and not key.startswith(("rope.", "controlnet."))
+        and key in candidate and candidate[key].shape == truth[key].shape
+    ]  # fmt: skip
+    return math.sqrt(sum(squares) / len(squares)) if squares else math.nan
+
+
+def iterate(lockstep: Lockstep, chains: Chains, done: int) -> Iterator[tuple[str, Chains, StageResult]]:
+    """Run the stages after the first `done` ones, handing out chains and results after each."""
+    for stage in lockstep.stages[done:]:
+        chains, result = lockstep.run(stage, chains)
+        yield stage, chains, result

@@ -1,0 +1,131 @@
+"""``parity.json``: made from measured rows, and judged again from itself.
+
+docs/parity-json.md describes it. Everything a person reads (table, plots, page) is made from
+this one dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from parity import names, verdict
+from parity.names import Graph
+from parity.rangetable import RangeTable
+
+SCHEMA = 1
+Run = dict[str, Any]
+
+_GRAPHS = {"qwen-image-transformer": names.qwen_image_transformer}
+
+
+def describe_graph(num_layers: int, level: str) -> dict[str, Any]:
+    """What `graph_of` needs to build a case's graph again."""
+    return {"name": "qwen-image-transformer", "num_layers": num_layers, "level": level}
+
+
+def graph_of(case: Mapping[str, Any]) -> Graph:
+    """The graph that a case of ``parity.json`` was compared on."""
+    described = dict(case["graph"])
+    return _GRAPHS[described.pop("name")](**described)
+
+
+def judge_case(case: Mapping[str, Any], table: RangeTable | None) -> dict[str, Any]:
+    """A case with verdicts, counts, sources and range verdicts from its measured rows.
+
+    Args:
+        case: name, mode, dtype, graph and ``checkpoints`` (rows as measured).
+        table: documented ranges; none are checked without it.
+    """
+    graph = graph_of(case)
+    rows = verdict.judge(case["checkpoints"], graph, isolated=case["mode"] == "isolated")
+    last = case["graph"]["num_layers"] - 1
+    for row in rows:
+        row["range"] = range_of(row, table, last) if table and row["candidate"] else None
+    counts = verdict.count(rows)
+    return {
+        **case,
+        "verdict": verdict.overall(counts),
+        "counts": counts,
+        "sources": [row["name"] for row in rows if row["source"]],
+        "checkpoints": rows,
+    }
+
+
+_SEVERITY = ("inside", "absent", "outside")
+
+
+def range_of(row: Mapping[str, Any], table: RangeTable, last_block: int) -> dict[str, Any] | None:
+    """The worst of the documented ranges that speak of a row's checkpoint, on the candidate."""
+    found = [
+        checked
+        for one in table.rows_for(row["name"], last_block=last_block)
+        if (checked := table.check(one, row["candidate"])) is not None
+    ]
+    return max(found, key=lambda one: _SEVERITY.index(one["verdict"]), default=None)
+
+
+def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table: RangeTable | None) -> Run:
+    """The whole of ``parity.json``.
+
+    Args:
+        cases: with measured rows.
+        about: weights, environment, suite, command, started, seconds.
+        table: documented ranges.
+    """
+    judged = [judge_case(case, table) for case in cases]
+    counts = verdict.add(case["counts"] for case in judged)
+    overall = verdict.overall(counts)
+    first = next(
+        (
+            {"case": case["name"], "mode": case["mode"], "dtype": case["dtype"], "checkpoint": case["sources"][0]}
+            for case in judged
+            if case["sources"]
+        ),
+        None,
+    )
+    return {
+        "schema": SCHEMA,
+        "verdict": overall,
+        "sentence": sentence(overall, counts, first, judged),
+        "counts": counts,
+        "first_divergence": first,
+        **about,
+        "thresholds": verdict.DEFAULT.as_dict(),
+        "cases": judged,
+    }
+
+
+_ABOUT = ("weights", "environment", "suite", "command", "started", "seconds")
+
+
+def rejudge(run: Mapping[str, Any]) -> Run:
+    """The same run judged by this version's rules and constants; nothing is computed again."""
+    return assemble(run["cases"], {key: run[key] for key in _ABOUT}, RangeTable.load("qwen-image"))
+
+
+def sentence(
+    overall: str, counts: Mapping[str, int], first: Mapping[str, str] | None, cases: Sequence[Mapping[str, Any]]
+) -> str:
+    """The verdict in one sentence."""
+    if overall == "divergence" and first is not None:
+        places = len({source for case in cases for source in case["sources"]})
+        more = f" and {places - 1} more place{'s' if places > 2 else ''}" if places > 1 else ""
+        return (
+            f"Divergence: {counts['diverged']:,} of {counts['compared']:,} compared checkpoints are off; it starts at "
+            f"{first['checkpoint']}{more} (case {first['case']}, {first['dtype']}, {first['mode']})."
+        )
+    if overall == "incomplete":
+        said = [f"{counts[key]:,} {key}" for key in ("uncertain", "missing", "skipped") if counts[key]]
+        return (
+            f"Incomplete: {counts['compared']:,} of {counts['expected']:,} checkpoints could be compared"
+            f" ({', '.join(said) or 'nothing was expected'}); none of those diverged."
+        )
+    doubtful = f", {counts['suspect']:,} of them suspect" if counts["suspect"] else ""
+    worst = max((row["excess"] for case in cases for row in case["checkpoints"]), default=0.0)
+    return (
+        f"Parity: all {counts['compared']:,} checkpoints are within the reference's own rounding noise{doubtful}; "
+        f"the worst is at {worst:.2g} times the floor."
+    )
+
+

@@ -1,0 +1,198 @@
+"""One run of a suite: units in lockstep, journalled stage by stage, assembled at the end."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from parity import result, trace
+from parity.checkpoint import Checkpoint
+from parity.errors import ResourceError
+from parity.lockstep import Lockstep, StageResult, Unit, iterate
+from parity.names import qwen_image_transformer
+from parity.ports import Port
+from parity.rangetable import RangeTable
+from parity.runfolder import RunFolder
+from parity.suite import Suite
+
+# Measured: a journal line and its share of parity.json and the traces, per checkpoint and mode.
+BYTES_PER_ROW = 4000
+
+# Told after each stage: (unit, stage, stages done of all, stages of all).
+Progress = Callable[[str, str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides what a run computes.
+
+    Attributes:
+        suite: narrowed to what is to be run.
+        checkpoint: inspected weights.
+        reference, candidate: ports.
+        candidate_spec: the candidate as the user named it.
+        truth: dtype of the truth, ``float64`` or ``float32``.
+    """
+
+    suite: Suite
+    checkpoint: Checkpoint
+    reference: Port
+    candidate: Port
+    candidate_spec: str
+    truth: str = "float64"
+
+    @property
+    def units(self) -> list[Unit]:
+        """Cases × dtypes, in the suite's order."""
+        graph = qwen_image_transformer(self.checkpoint.config["num_layers"], self.suite.detail)
+        return [
+            Unit(planned.case, dtype, planned.modes, graph, self.suite.draws, self.truth)
+            for planned in self.suite.cases
+            for dtype in planned.dtypes
+        ]
+
+    def plan(self, fingerprint: str) -> dict[str, Any]:
+        """What must be equal for an unfinished run to be taken up again."""
+        return {
+            "suite": asdict(self.suite),
+            "weights": fingerprint,
+            "candidate": self.candidate_spec,
+            "truth": self.truth,
+            "environment": self.environment(),
+        }
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, devices and precision settings of both sides, and the machine."""
+        return {
+            "reference": {"port": self.reference.name, **self.reference.environment()},
+            "candidate": {"port": self.candidate.name, **self.candidate.environment()},
+            "host": {
+                "system": platform.platform(terse=True),
+                "machine": platform.machine(),
+                "cores": psutil.cpu_count(),
+                "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            },
+        }
+
+
+def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result.Run:
+    """Run what is not yet done of a job and write ``parity.json``.
+
+    Returns:
+        the contents of ``parity.json``.
+
+    Raises:
+        ResourceError: not enough room on the disk.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    units = job.units
+    _check_room(folder.path, units)
+    total = sum(len(unit.graph.stages) for unit in units)
+    done, cases = 0, []
+    for unit in units:
+        for stage in _run_unit(job, unit, folder):
+            done += 1
+            progress(unit.key, stage, done, total)
+        lines, _ = folder.resume(unit.key)
+        cases += _cases(job, unit, lines)
+        _write_traces(job, unit, lines, folder.path)
+    about = {
+        "weights": _about_weights(job.checkpoint),
+        "environment": job.environment(),
+        "suite": job.suite.name,
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 1),
+    }
+    assembled = result.assemble(cases, about, RangeTable.load("qwen-image"))
+    folder.finish(assembled)
+    return assembled
+
+
+def _run_unit(job: Job, unit: Unit, folder: RunFolder) -> Iterator[str]:
+    """Run the stages of a unit that are not on disk yet; yields every stage, old and new."""
+    lines, chains = folder.resume(unit.key)
+    yield from (line["stage"] for line in lines)
+    if folder.is_done(unit.key):
+        return
+    lockstep = Lockstep(unit, job.reference, job.candidate, job.checkpoint.root)
+    if chains is None:
+        chains = lockstep.start(unit.case.inputs(job.checkpoint.config, unit.dtype))
+    done = len(lines)
+    for stage, after, found in iterate(lockstep, chains, done):
+        done += 1
+        folder.stage_done(unit.key, _entry(stage, found), after, done)
+        yield stage
+    folder.unit_done(unit.key)
+
+
+def _entry(stage: str, found: StageResult) -> dict[str, Any]:
+    stats = {side: {name: asdict(one) for name, one in of.items()} for side, of in found.stats.items()}
+    return {"stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats}
+
+
+def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One case of ``parity.json`` per mode of a unit."""
+    for mode in unit.modes:
+        case = {
+            "name": unit.case.name,
+            "mode": mode,
+            "dtype": unit.dtype,
+            "graph": result.describe_graph(job.checkpoint.config["num_layers"], job.suite.detail),
+            "inputs": unit.case.describe(),
+            "amplification": _amplification(lines) if mode == "accumulated" else None,
+            "checkpoints": [row for line in lines for row in line["rows"][mode]],
+        }
+        yield case
+
+
+def _amplification(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Stage -> error out over error in. The first stage starts from equal inputs and has none."""
+    growth = {line["stage"]: line["growth"] for line in lines if line["growth"]}
+    return {stage: after / before for stage, (before, after) in growth.items() if before > 0}
+
+
+def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path) -> None:
+    environment = job.environment()
+    for side in ("reference", "candidate"):
+        stats = {name: figures for line in lines for name, figures in line["stats"][side].items()}
+        about = {
+            "side": side,
+            "case": unit.case.describe() | {"name": unit.case.name},
+            "dtype": unit.dtype,
+            "mode": unit.modes[-1],
+            "config": job.checkpoint.config,
+            "environment": environment[side],
+        }
+        trace.write(path / "trace" / unit.key / side, stats, about)
+
+
+def _about_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.root),
+        "synthetic": checkpoint.synthetic is not None,
+        "preset": checkpoint.synthetic,
+        "layout": "diffusers",
+        "tensors": len(checkpoint.tensors),
+        "parameters": checkpoint.parameters,
+        "config": checkpoint.config,
+    }
+
+
+def _check_room(path: Path, units: list[Unit]) -> None:
+    need = sum(len(unit.graph.expected) * len(unit.modes) for unit in units) * BYTES_PER_ROW
+    there = next(parent for parent in (path, *path.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise ResourceError(
+            f"{path}: the run writes about {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free; "
+            "free some or choose another --out"
+        )

@@ -1,0 +1,206 @@
+"""The folder of one run: its plan, a journal that survives a kill, traces, ``parity.json``.
+
+    parity.json            the only truth of a finished run
+    trace/<unit>/<side>/   manifest.json and stats.parquet of each side of each unit
+    plots/, report.html    made from parity.json
+    work/                  plan.json, and per unit <unit>.jsonl (one line a stage) and
+                           <unit>.state.safetensors (the chains after the last stage); removed
+                           when the run is finished
+
+A stage is on disk when the state file names it: journal lines behind that are of a stage that
+was cut off, and are dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (gives safetensors its bfloat16)
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from parity.errors import OutputExistsError, ResourceError, UsageError
+
+Chains = dict[str, dict[str, np.ndarray]]
+OURS = ("parity.json", "report.html", "trace", "plots", "work")
+
+
+def to_json(value: Any) -> Any:
+    """Make a value JSON can hold: NaN and infinities become strings, floats keep 7 digits."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(f"{value:.7g}")
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        return to_json(value.item())
+    return value
+
+
+_NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def from_json(value: Any, key: str = "") -> Any:
+    """The reverse of `to_json`. Names and sentences are never taken for numbers."""
+    if isinstance(value, dict):
+        return {name: from_json(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [from_json(item, key) for item in value]
+    if isinstance(value, str) and key not in ("name", "reason", "sentence", "sources"):
+        return _NUMBERS.get(value, value)
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one step: the file is there whole or not at all."""
+    with room_for(path):
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(json.dumps(to_json(value), indent=None, separators=(",", ":"), allow_nan=False) + "\n")
+        os.replace(partial, path)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """``parity.json`` of a finished run.
+
+    Raises:
+        UsageError: there is none, it is not JSON, or of a schema this version does not read.
+    """
+    path = folder / "parity.json" if folder.is_dir() else folder
+    if not path.is_file():
+        unfinished = (folder / "work" / "plan.json").is_file()
+        hint = "the run is not finished; the same `parity run` resumes it" if unfinished else "expected a run folder"
+        raise UsageError(f"{path}: no parity.json here; {hint}")
+    try:
+        run = from_json(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not JSON ({error})") from None
+    if not isinstance(run, dict) or run.get("schema") != 1:
+        found = run.get("schema") if isinstance(run, dict) else None
+        raise UsageError(f"{path}: schema {found!r}, this version reads 1")
+    return run
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into one line that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"no room on the disk of {path.parent}; free some or choose another --out") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+        raise
+
+
+class RunFolder:
+    """An open run folder; see the head of the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._work = path / "work"
+
+    @classmethod
+    def open(cls, path: Path, plan: Mapping[str, Any], *, force: bool = False) -> RunFolder:
+        """Start a run in `path`, or take up the one with the same plan that was cut off there.
+
+        Raises:
+            OutputExistsError: something else is there, and `force` is not given (files that are
+                not of a run are never touched).
+        """
+        folder, plan = cls(path), to_json(plan)
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+            found = folder._plan()
+            if found == plan and not force:
+                return folder
+            folder._clear(path, force, found is not None)
+        with room_for(folder._work / "plan.json"):
+            folder._work.mkdir(parents=True, exist_ok=True)
+        write_json(folder._work / "plan.json", plan)
+        return folder
+
+    def _clear(self, path: Path, force: bool, unfinished: bool) -> None:
+        strangers = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if p.name not in OURS)
+        if not path.is_dir() or strangers:
+            what = f"holds {', '.join(strangers[:3])}" if strangers else "is a file"
+            raise OutputExistsError(f"{path} {what}, which no run wrote; choose another --out")
+        if not force:
+            what = "an unfinished run of another plan" if unfinished else "a finished run"
+            raise OutputExistsError(f"{path} holds {what}; --force overwrites it, another --out keeps it")
+        for name in OURS:
+            target = path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def _plan(self) -> dict[str, Any] | None:
+        try:
+            return json.loads((self._work / "plan.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+
+    def holds(self, plan: Mapping[str, Any]) -> bool:
+        """Whether an unfinished run of this plan is here."""
+        return self._plan() == to_json(plan)
+
+    def resume(self, unit: str) -> tuple[list[dict[str, Any]], Chains | None]:
+        """Journal lines of the stages of a unit that are done, and the chains after the last."""
+        journal, saved = self._work / f"{unit}.jsonl", self._work / f"{unit}.state.safetensors"
+        lines = journal.read_text().splitlines() if journal.is_file() else []
+        chains, done = _load_chains(saved) if saved.is_file() else (None, 0)
+        if not saved.is_file() and (self._work / f"{unit}.done").is_file():
+            done = len(lines)
+        kept = lines[:done]
+        if len(kept) < len(lines):
+            journal.write_text("".join(line + "\n" for line in kept))
+        return [from_json(json.loads(line)) for line in kept], chains
+
+    def is_done(self, unit: str) -> bool:
+        """Whether all stages of a unit are in the journal."""
+        return (self._work / f"{unit}.done").is_file()
+
+    def stage_done(self, unit: str, entry: Mapping[str, Any], chains: Chains, done: int) -> None:
+        """Put one stage on disk; once this returns, a kill does not lose it."""
+        with room_for(self._work / unit):
+            with (self._work / f"{unit}.jsonl").open("a") as journal:
+                journal.write(json.dumps(to_json(entry), separators=(",", ":"), allow_nan=False) + "\n")
+            _save_chains(self._work / f"{unit}.state.safetensors", chains, done)
+
+    def unit_done(self, unit: str) -> None:
+        """All stages of a unit are in the journal: its chains are not needed any more."""
+        (self._work / f"{unit}.done").touch()
+        (self._work / f"{unit}.state.safetensors").unlink(missing_ok=True)
+
+    def finish(self, run: Mapping[str, Any]) -> Path:
+        """Write ``parity.json`` and remove what was only there to survive a kill."""
+        path = self.path / "parity.json"
+        write_json(path, run)
+        shutil.rmtree(self._work)
+        return path
+
+
+def _save_chains(path: Path, chains: Chains, done: int) -> None:
+    flat = {f"{chain}/{key}": np.ascontiguousarray(x) for chain, state in chains.items() for key, x in state.items()}
+    partial = path.with_name(path.name + ".part")
+    save_file(flat, partial, {"done": str(done)})
+    os.replace(partial, path)
+
+
+def _load_chains(path: Path) -> tuple[Chains, int]:
+    chains: Chains = {}
+    with safe_open(path, framework="np") as file:
+        done = int(file.metadata()["done"])
+        for key in file.keys():  # noqa: SIM118  (not a mapping)
+            chain, _, name = key.partition("/")
+            chains.setdefault(chain, {})[name] = file.get_tensor(key)
+    return chains, done

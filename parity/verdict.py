@@ -1,0 +1,146 @@
+"""From measures to verdicts: floor, excess, the source rule, counts.
+
+*Truth* is the reference in float64. The *floor* of a checkpoint is the largest relative RMSE
+against truth among runs of the reference itself that nobody would call wrong: in the run's
+dtype, with its inputs moved by one unit in the last place, in another legitimate precision
+mode. *Excess* is the candidate's error over the floor. There is no other tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from parity import errors
+from parity.names import Graph
+
+VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
+COMPARED = ("match", "suspect", "diverged")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The constants of all verdicts. `parity bench clean` measures what clean runs reach.
+
+    Attributes:
+        match: largest excess of a match.
+        suspect: largest excess of a suspect; above it, a checkpoint has diverged.
+        peak_match, peak_suspect: the same for the largest single error over the floor runs'
+            largest. Wider, because an extreme of many draws varies more than their mean.
+        uncertain: floor above which nothing can be said.
+    """
+
+    match: float = 3.0
+    suspect: float = 10.0
+    peak_match: float = 12.0
+    peak_suspect: float = 40.0
+    uncertain: float = 0.3
+
+    def as_dict(self) -> dict[str, float]:
+        """For ``parity.json``."""
+        return asdict(self)
+
+
+DEFAULT = Thresholds()
+Row = dict[str, Any]
+
+
+def judge(rows: Sequence[Row], graph: Graph, *, isolated: bool, thresholds: Thresholds = DEFAULT) -> list[Row]:
+    """Give each measured row its verdict and find the sources.
+
+    Args:
+        rows: one row for each expected checkpoint, in order, as the run measured them
+            (docs/parity-json.md); verdicts they already have are ignored.
+        graph: names, parents and stages.
+        isolated: whether each stage was fed the reference's state, so that divergence cannot
+            cross from one stage to the next.
+
+    Returns:
+        new rows with ``verdict``, ``reason``, ``excess``, ``peak_excess``, ``source``, ``propagated``.
+
+    Raises:
+        ValueError: the rows are not the expected names in order. A check that compared
+            something else must not be green.
+    """
+    names = [row["name"] for row in rows]
+    if names != list(graph.expected):
+        raise ValueError(f"{len(names)} rows do not cover the {len(graph.expected)} expected checkpoints in order")
+    judged = [row | _verdict(row, thresholds) for row in rows]
+    verdict_of = {row["name"]: row["verdict"] for row in judged}
+    telling = frozenset(name for name, verdict in verdict_of.items() if verdict in COMPARED)
+    for row in judged:
+        parents = graph.visible_parents(row["name"], telling, within_stage=isolated)
+        diverged = row["verdict"] == "diverged"
+        row["propagated"] = diverged and any(verdict_of[parent] == "diverged" for parent in parents)
+        row["source"] = diverged and not row["propagated"]
+    return judged
+
+
+def _verdict(row: Row, limits: Thresholds) -> Row:
+    if row["status"] != "measured":
+        return {"verdict": row["status"], "excess": None, "peak_excess": None}
+    if row["shape"] != row["expected_shape"]:
+        expected, found = (tuple(row[key]) for key in ("expected_shape", "shape"))
+        return _said("diverged", f"shape {found}, expected {expected}")
+    reference, candidate = row["reference"], row["candidate"]
+    if reference["nan"] or reference["inf"] or not math.isfinite(row["floor"]):
+        return _said("uncertain", "the reference itself is not finite here")
+    bad = candidate["nan"] + candidate["inf"]
+    if bad or not math.isfinite(row["rel_rmse"]):
+        return _said("diverged", f"{bad} values are not finite where the reference's are")
+    if row["floor"] > limits.uncertain:
+        return _said("uncertain", f"the reference's own floor is {row['floor']:.2g}")
+    excess = row["rel_rmse"] / row["floor"]
+    peak = row["peak"] / row["peak_floor"] if row["peak_floor"] else (0.0 if row["peak"] == 0 else math.inf)
+    by_mean = _grade(excess, limits.match, limits.suspect)
+    by_peak = _grade(peak, limits.peak_match, limits.peak_suspect)
+    worst = max(by_mean, by_peak)
+    reason = "" if by_mean >= by_peak else f"a few elements are off by {peak:.3g} times the floor's largest error"
+    return {"verdict": VERDICTS[worst], "reason": reason, "excess": excess, "peak_excess": peak}
+
+
+def _said(verdict: str, reason: str) -> Row:
+    return {"verdict": verdict, "reason": reason, "excess": None, "peak_excess": None}
+
+
+def _grade(excess: float, match: float, suspect: float) -> int:
+    return 0 if excess <= match else 1 if excess <= suspect else 2
+
+
+def count(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Counts of a list of judged rows. An uncertain checkpoint was looked at, not compared."""
+    counts = dict.fromkeys(("expected", "compared", *VERDICTS), 0)
+    for row in rows:
+        counts["expected"] += 1
+        counts[row["verdict"]] += 1
+        counts["compared"] += row["verdict"] in COMPARED
+    return counts
+
+
+def add(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sum of several counts."""
+    total = dict.fromkeys(("expected", "compared", *VERDICTS), 0)
+    for one in counts:
+        for key in total:
+            total[key] += one[key]
+    return total
+
+
+def overall(counts: Mapping[str, int]) -> str:
+    """``parity``, ``divergence`` or ``incomplete``. A run that compared nothing is incomplete."""
+    if counts["diverged"]:
+        return "divergence"
+    if counts["compared"] < counts["expected"] or counts["compared"] == 0:
+        return "incomplete"
+    return "parity"
+
+
+def exit_code(verdict: str) -> int:
+    """Exit code of a command that ends with this verdict."""
+    return {
+        "parity": errors.EXIT_PARITY,
+        "divergence": errors.EXIT_DIVERGENCE,
+        "incomplete": errors.EXIT_INCOMPLETE,
+    }[verdict]

@@ -1,0 +1,237 @@
+"""Range tables: the guide's rows are all there, each verdict has a twin, TOML reads back exactly."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity.errors import UsageError
+from parity.names import qwen_image_transformer
+from parity.rangetable import MOD_CHUNKS, RangeRow, RangeTable
+
+# (checkpoint, low, high) of the guide: its table, then the comments in its code.
+GUIDE_TABLE = [
+    ("img_in", -15, 16), ("block.00.img.normed", -9, 9), ("block.00.img.mod", -30, 20),
+    ("block.00.img.modulated", -70, 55), ("block.00.img.attn", -90, 120), ("block.00.img.ffn", -25000, 26000),
+    ("block.00.img.out", -2e6, 2e6), ("block.59.img.out", -45e6, 46e6), ("norm_out", -21, 13), ("final", -4.5, 4.5),
+]  # fmt: skip
+GUIDE_COMMENTS = [
+    ("time.proj", -1, 1), ("time.linear_1", -10, 14), ("time.silu", -0.3, 14), ("temb", -34, 63),
+    ("block.00.img.mod", -132, 112), ("block.00.img.normed", -9, 9), ("block.00.img.modulated", -66, 54),
+    ("block.00.img.attn", -88, 118), ("block.00.img.mid", -246, 443), ("block.00.img.ffn", -25500, 25600),
+    ("block.00.img.out", -2e6, 2e6),
+]  # fmt: skip
+
+
+def table(**row):
+    row = {"name": "r", "checkpoint": "img_in", "low": -10.0, "high": 20.0, "source": "test"} | row
+    return RangeTable("t", (RangeRow(**row),))
+
+
+def verdict(low, high, *, of=None, **more):
+    of = of or table()
+    return of.check(of.rows[0], {"min": low, "max": high} | more)
+
+
+def test_the_guide_is_there_row_by_row():
+    rows = RangeTable.load("qwen-image").rows
+    assert [(r.checkpoint, r.low, r.high) for r in rows] == GUIDE_TABLE + GUIDE_COMMENTS
+    assert [r.source.partition(",")[2].split()[0] for r in rows] == ["table"] * 10 + ["comment"] * 11
+    assert {r.checkpoint for r in rows} <= set(qwen_image_transformer(60).expected)
+
+
+def test_scale_and_shift_are_chunks_of_the_modulation():
+    found = RangeTable.load("qwen-image").rows_for("block.00.img.mod")
+    assert [(row.chunks, row.chunk_indices()) for row in found] == [(("shift1", "scale1"), (0, 1)), ((), ())]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected", "factor"),
+    [
+        (-10, 20, "inside", 1),
+        (-5, 5, "inside", 0.5),
+        (-15, 20, "inside", 1.5),
+        (-15.1, 20, "outside", 1.51),
+        (-10, 30, "inside", 1.5),
+        (-10, 60, "outside", 3),
+        (-1, 5, "inside", 0.25),
+        (-1, 4.9, "absent", 0.245),
+        (0, 0, "absent", 0),
+    ],
+)
+def test_the_ends_with_slack(low, high, expected, factor):
+    found = verdict(low, high)
+    assert (found["verdict"], found["factor"]) == (expected, pytest.approx(factor))
+    assert (found["row"], found["low"], found["high"]) == ("r", -10, 20)
+
+
+@pytest.mark.parametrize("key", ["nan", "inf", "pos_inf", "neg_inf"])
+def test_non_finite_values_are_outside_by_infinity(key):
+    assert verdict(-5, 5, **{key: 0})["verdict"] == "inside"
+    found = verdict(-5, 5, **{key: 1})
+    assert (found["verdict"], found["factor"]) == ("outside", math.inf)
+
+
+@pytest.mark.parametrize("ends", [(math.nan, 5), (-5, math.inf), (-math.inf, 5)])
+def test_non_finite_ends_are_outside_by_infinity(ends):
+    found = verdict(*ends)
+    assert (found["verdict"], found["factor"]) == ("outside", math.inf)
+
+
+def test_nothing_is_said_where_nothing_is_known():
+    one = table()
+    assert [one.check(one.rows[0], stats) for stats in (None, {}, {"min": None, "max": 1})] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("span", "ends", "expected"),
+    [
+        ((5, 20), (6, 19), "inside"),
+        ((5, 20), (-4.9, 20), "inside"),
+        ((5, 20), (-5.1, 20), "outside"),
+        ((0, 20), (-1, 20), "inside"),
+        ((-1e-6, 50), (-0.1, 50), "inside"),
+        ((-1e-6, 50), (-1, 50), "outside"),
+        ((0, 0), (0, 0), "inside"),
+        ((0, 0), (0, 1e-9), "outside"),
+    ],
+)
+def test_ends_that_do_not_point_away_from_zero(span, ends, expected):
+    of = table(low=float(span[0]), high=float(span[1]))
+    assert verdict(*ends, of=of)["verdict"] == expected
+
+
+def test_a_row_of_chunks_looks_at_its_chunks_only():
+    of = table(checkpoint="block.00.img.mod", chunks=("shift1", "scale1"))
+    chunks = [[-9, 8], [-4, 19], [-999, 999], [0, 0], [0, 0], [0, 0]]
+    assert verdict(-999, 999, of=of, chunks=chunks)["verdict"] == "inside"
+    chunks[1] = [-4, 31]
+    assert verdict(-999, 999, of=of, chunks=chunks)["verdict"] == "outside"
+    chunks[1] = [-4, math.nan]
+    assert verdict(-999, 999, of=of, chunks=chunks)["factor"] == math.inf
+
+
+@pytest.mark.parametrize("chunks", [None, [], [[-1, 1]]])
+def test_a_row_of_chunks_says_nothing_without_them(chunks):
+    of = table(checkpoint="block.00.img.mod", chunks=("shift1", "scale1"))
+    assert verdict(-999, 999, of=of, chunks=chunks) is None
+
+
+def test_the_final_modulation_has_its_own_chunks():
+    of = table(checkpoint="norm_out.mod", chunks=("scale",))
+    assert verdict(-99, 99, of=of, chunks=[[-9, 9], [-99, 99]])["verdict"] == "inside"
+
+
+def test_the_last_block_has_an_alias():
+    of = table(checkpoint="block.last.img.out")
+    assert of.rows_for("block.29.img.out", last_block=29) == of.rows
+    assert of.rows_for("block.28.img.out", last_block=29) == ()
+    assert of.rows_for("block.29.img.out") == ()
+
+
+def test_recorded_ranges_hold_the_run_they_come_from_and_not_ten_times_it():
+    stats = {"img_in": {"min": -3.25, "max": 1 / 3, "nan": 0}, "final": {"min": 0.0, "max": 7.0}}
+    of = RangeTable.record(stats, source="a run")
+    assert [(row.name, row.source) for row in of.rows] == [("img_in", "a run"), ("final", "a run")]
+    for row in of.rows:
+        figures = stats[row.checkpoint]
+        assert of.check(row, figures)["verdict"] == "inside"
+        assert of.check(row, {k: 10 * v for k, v in figures.items()})["verdict"] == "outside"
+        assert of.check(row, {k: v / 10 for k, v in figures.items()})["verdict"] == "absent"
+
+
+@pytest.mark.parametrize("bad", [{"min": 0, "max": math.inf}, {"min": 0, "max": 1, "nan": 2}, {"min": None, "max": 1}])
+def test_a_broken_run_is_not_recorded(bad):
+    with pytest.raises(UsageError, match="img_in") as caught:
+        RangeTable.record({"final": {"min": 0, "max": 1}, "img_in": bad}, source="a run")
+    assert caught.value.details == ("img_in",)
+
+
+def test_nothing_is_not_recorded():
+    with pytest.raises(UsageError, match="no statistics"):
+        RangeTable.record({}, source="a run")
+
+
+def test_the_table_of_the_package_reads_back(tmp_path):
+    of = RangeTable.load("qwen-image")
+    (tmp_path / "copy.toml").write_text(of.dump())
+    assert RangeTable.load(tmp_path / "copy.toml") == of
+
+
+def printable(**size):
+    return st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, **size)
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+drawn = st.builds(
+    lambda name, checkpoint, ends, source, chunks, note: (
+        RangeRow(name, f"{checkpoint}.mod", min(ends), max(ends), source, tuple(chunks), note)
+    ),
+    printable(), printable(), st.tuples(finite, finite), printable(), st.lists(st.sampled_from(MOD_CHUNKS)),
+    st.text(st.characters(codec="utf-8")),
+)  # fmt: skip
+
+
+@given(
+    rows=st.lists(drawn, min_size=1, max_size=4, unique_by=lambda row: row.name),
+    slack=st.floats(1, 1e6),
+    title=st.text(st.characters(codec="utf-8")),
+)
+def test_any_table_reads_back_exactly(tmp_path_factory, rows, slack, title):
+    of = RangeTable("any", tuple(rows), title, slack=slack)
+    path = tmp_path_factory.mktemp("table") / "any.toml"
+    path.write_text(of.dump(), newline="", encoding="utf-8")
+    assert RangeTable.load(path) == of
+
+
+TOP = 'schema = 1\nname = "t"\n'
+ROW = '[[row]]\nname = "r"\ncheckpoint = "img_in"\nlow = -1\nhigh = 2.5\nsource = "s"\n'
+
+
+def load(tmp_path, text):
+    (tmp_path / "t.toml").write_text(text)
+    return RangeTable.load(tmp_path / "t.toml")
+
+
+def test_a_written_table_gets_the_defaults(tmp_path):
+    of = load(tmp_path, TOP + ROW)
+    assert (of.slack, of.absent) == (1.5, 4.0)
+    assert of.rows == (RangeRow("r", "img_in", -1.0, 2.5, "s"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TOP + ROW + "hihg = 3\n", "r: unknown key 'hihg'"),
+        (TOP + "slac = 2\n" + ROW, "unknown key 'slac'"),
+        (TOP + "slack = 0.5\n" + ROW, "slack is 0.5"),
+        (TOP + "absent = true\n" + ROW, "absent is True"),
+        (TOP + "slack = nan\n" + ROW, "slack is nan"),
+        (TOP, r"no \[\[row\]\] entries"),
+        (TOP + "row = []\n", r"no \[\[row\]\] entries"),
+        (ROW, "schema is None"),
+        (TOP.replace("1", "2") + ROW, "schema is 2"),
+        (TOP + ROW + ROW, "r: two rows have this name"),
+        (TOP + ROW.replace("-1", "3"), "low 3 is above high 2.5"),
+        (TOP + ROW.replace("-1", "-inf"), "low and high are not both finite"),
+        (TOP + ROW.replace("-1", "1" + "0" * 400), "low and high are not both finite"),
+        (TOP + ROW.replace("-1", '"-1"'), "low and high are not both finite"),
+        (TOP + ROW.replace('source = "s"', ""), "source is missing"),
+        (TOP + ROW.replace('"r"', r'"\u001b[31m"'), "row 1: name is missing"),
+        (TOP + ROW.replace('"r"', '["r"]'), "row 1: name is missing"),
+        (TOP + ROW + 'chunks = ["shift1"]\n', "need a checkpoint of modulation parameters"),
+        (TOP + ROW.replace("img_in", "block.00.img.mod") + 'chunks = ["shift"]\n', "expected some of shift1"),
+        (TOP + ROW.replace("img_in", "norm_out.mod") + 'chunks = ["shift1"]\n', "expected some of scale, shift"),
+        ("name = ", "t.toml: "),
+    ],
+)
+def test_a_wrong_table_is_named(tmp_path, text, expected):
+    load(tmp_path, TOP + ROW)
+    with pytest.raises(UsageError, match=expected):
+        load(tmp_path, text)
+
+
+def test_a_table_that_is_not_there():
+    with pytest.raises(UsageError, match="known: qwen-image"):
+        RangeTable.load("flux")
