@@ -121,9 +121,9 @@ def _check_positions(name: str, positions: np.ndarray, img_shapes: Sequence[Shap
 
 
 def _frequencies(axis: int) -> np.ndarray:
-    """Float32 at every step, as the reference computes them."""
+    """Rounded to float32 at every step, as the reference computes them."""
     exponent = np.arange(0, axis, 2, dtype=np.float32) / np.float32(axis)
-    return np.float32(1) / np.power(np.float32(THETA), exponent)
+    return np.float32(1) / np.power(float(THETA), exponent.astype(np.float64)).astype(np.float32)
 
 
 def _table(positions: np.ndarray, frequencies: Sequence[np.ndarray]) -> mx.array:

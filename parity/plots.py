@@ -22,7 +22,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from parity.errors import OutputExistsError, UsageError
 from parity.names import STREAMS
@@ -30,18 +29,25 @@ from parity.plotstyle import (
     Entry,
     Row,
     Theme,
+    block_axis,
     blocks_of,
     cut,
     excess_edges,
     excess_of,
     grid_of,
     ink_on,
+    key,
     limits,
+    log_axis,
+    log_line,
+    mark_nonfinite,
+    page,
     points_of,
     rc,
     short,
     slug,
     step_of,
+    symlog_axis,
     theme,
 )
 
@@ -50,7 +56,6 @@ FORMATS = ("png", "svg")
 RANGE_KINDS = ("mod", "normed", "modulated", "attn", "ffn", "out")
 HATCH = {"missing": "////", "uncertain": "xxxx", "skipped": "----"}
 STREAM_TITLE = {"img": "image stream", "txt": "text stream"}
-SIZE = (13.333, 7.5)  # a 16:9 slide
 DPI = 120
 # matplotlib writes the date and its own version otherwise, and the bytes would differ from day to day.
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
@@ -111,8 +116,10 @@ def plan(run: Mapping[str, Any]) -> list[tuple[str, Draw, Entry]]:
             shown[key] = entry
     found: list[tuple[str, Draw, Entry]] = []
     for (case, dtype), entry in shown.items():
-        if blocks_of(entry):
+        kinds = {kind for _, kind in grid_of(entry)[0]}
+        if kinds & set(RANGE_KINDS):
             found.append((f"ranges.{slug(case)}.{slug(dtype)}", ranges_figure, entry))
+        if "out" in kinds:
             found.append((f"growth.{slug(case)}.{slug(dtype)}", growth_figure, entry))
     for entry in run["cases"]:
         name = ".".join(slug(entry[key]) for key in ("name", "dtype", "mode"))
@@ -126,69 +133,6 @@ def encode(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=DPI, metadata=METADATA[form])
     return buffer.getvalue()
-
-
-def page(run: Mapping[str, Any], entry: Entry, colours: Theme, title: str, text: str, mode: bool = True) -> Figure:
-    """An empty figure with a title, the entry it shows, one line of explanation, and what the weights are."""
-    figure = Figure(figsize=SIZE)
-    what = [cut(entry["name"], 40), cut(entry["dtype"], 12), *([cut(entry["mode"], 12)] if mode else [])]
-    figure.text(0.035, 0.955, title, fontsize=17, fontweight="bold", va="center")
-    figure.text(0.965, 0.955, " · ".join(what), fontsize=12, va="center", ha="right", color=colours.muted)
-    figure.text(0.035, 0.912, text, fontsize=10.5, va="center", color=colours.muted)
-    if run["weights"].get("synthetic"):
-        figure.text(0.965, 0.912, "synthetic weights", fontsize=10.5, fontweight="bold", va="center", ha="right",
-                    color=colours.bad)  # fmt: skip
-    return figure
-
-
-def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    """The legend in one line below the title."""
-    figure.legend(handles=list(handles), loc="upper left", bbox_to_anchor=(0.03, 0.897), ncols=len(handles),
-                  columnspacing=1.8, handlelength=1.8)  # fmt: skip
-
-
-def block_axis(ax: Axes, count: int, *, label: bool = True) -> None:
-    """The x axis of a panel over blocks: at most six ticks, the last block among them."""
-    step = next(s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if count <= 6 * s)
-    ticks = [t for t in range(0, count, step) if count - 1 - t >= 0.6 * step or t == count - 1]
-    ax.set_xticks(sorted({*ticks, count - 1}))
-    ax.set_xlim(-0.6, count - 0.4)
-    if label:
-        ax.set_xlabel("block")
-
-
-def log_axis(ax: Axes, values: Sequence[float], *, pad: float = 2.0) -> None:
-    """A log axis around the finite positive `values`, with plain numbers and at most seven ticks."""
-    usable = [v for v in values if math.isfinite(v) and v > 0] or [0.1, 10.0]
-    low, high = min(usable) / pad, max(usable) * pad
-    if high / low < 100:
-        middle = math.sqrt(low * high)
-        low, high = min(low, middle / 10), max(high, middle * 10)
-    ax.set_yscale("log")
-    ax.set_ylim(low, high)
-    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-    step = max(1, math.ceil((last - first + 1) / 7))
-    ticks = [10.0**e for e in range(first, last + 1, step)]
-    if last - first < 2:
-        ticks = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-
-def log_line(ax: Axes, points: Mapping[float, float], colours: Theme, **style: Any) -> None:
-    """A line on a log axis whose limits are set. Zeros sit on the lower edge, non-finite values on the upper one."""
-    low, high = ax.get_ylim()
-    xs = sorted(points)
-    ax.plot(xs, [min(max(points[x], low), high) if math.isfinite(points[x]) else math.nan for x in xs], **style)
-    mark_nonfinite(ax, [x for x in xs if not math.isfinite(points[x])], colours)
-
-
-def mark_nonfinite(ax: Axes, xs: Sequence[float], colours: Theme) -> None:
-    """Crosses near the upper edge of a panel at `xs`."""
-    ax.plot(xs, [0.96] * len(xs), "x", color=colours.bad, ms=6, mew=1.8, transform=ax.get_xaxis_transform(), zorder=5)
-
-
 
 
 def ranges_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figure:
@@ -226,7 +170,7 @@ def ranges_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figur
 def _range_panel(ax: Axes, rows: Sequence[Row | None], colours: Theme, colour: str, width: float = 1.0) -> None:
     """A bar for each of `rows`: candidate filled, edges of the reference, edges of the documented range."""
     spans = {part: _spans(rows, part) for part in ("range", "candidate", "reference")}
-    _symlog_axis(ax, np.concatenate(list(spans.values()), axis=None))
+    symlog_axis(ax, np.concatenate(list(spans.values()), axis=None))
     pale = tuple(0.5 * (np.array(to_rgb(colour)) + to_rgb(colours.panel)))
     edges, (low, high) = _bars(spans["candidate"], width)
     ax.stairs(high, edges, baseline=low, fill=True, color=pale, lw=0)
@@ -235,10 +179,12 @@ def _range_panel(ax: Axes, rows: Sequence[Row | None], colours: Theme, colour: s
         ax.stairs(end, edges, baseline=None, color=colours.reference, lw=1.2, zorder=3)
     documented = spans["range"]
     known = np.isfinite(documented[0])
-    for x in np.flatnonzero(known):
-        # A mark for a single block, one bar wide among sixty, could not be seen.
-        half = width / 2 if known[max(x - 1, 0) : x + 2].sum() > 1 else max(width / 2, len(rows) / 14)
-        ax.hlines(documented[:, x], x - half, x + half, color=colours.documented, lw=2.6, zorder=4)
+    xs = np.flatnonzero(known)
+    # A mark for a single block, one bar wide among sixty, could not be seen.
+    lone = np.array([width == 1 and known[max(x - 1, 0) : x + 2].sum() == 1 for x in xs], bool)
+    half = np.where(lone, max(0.5, len(rows) / 14), width / 2)
+    for ends in documented[:, xs]:
+        ax.hlines(ends, xs - half, xs + half, color=colours.documented, lw=2.6, zorder=4)
     mark_nonfinite(ax, [x for x, row in enumerate(rows) if row and _is_broken(row["candidate"])], colours)
 
 
@@ -262,25 +208,6 @@ def _spans(rows: Sequence[Row | None], part: str) -> np.ndarray:
 
 def _is_broken(stats: Mapping[str, Any] | None) -> bool:
     return bool(stats) and not (stats["nan"] == stats["inf"] == 0 and math.isfinite(float(stats["absmax"])))
-
-
-def _symlog_axis(ax: Axes, values: np.ndarray) -> None:
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (-1.0, 1.0)
-    largest = max(abs(low), abs(high)) or 1.0
-    # Up to a few tens everything is in the linear part, where a range is easier to read.
-    linear = 1.0 if largest >= 30 else largest * 3
-    ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
-    ax.set_ylim(min(low * 2.5, -1.0), max(high * 2.5, 1.0))
-    if largest < 30:
-        ax.set_ylim(min(low * 1.3, -0.1 * largest), max(high * 1.3, 0.1 * largest))
-        ax.yaxis.set_major_locator(MaxNLocator(4))
-    else:
-        last = math.floor(math.log10(largest * 1.05))
-        decades = [10.0**e for e in range(last, 0, -max(1, math.ceil(last / 3)))]
-        ax.yaxis.set_major_locator(FixedLocator([*(-d for d in decades), 0.0, *decades]))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def growth_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figure:
@@ -330,6 +257,7 @@ def errors_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figur
     columns = 2 if len(kinds) <= 4 else 3 if len(kinds) <= 9 else 4
     deep = math.ceil(len(kinds) / columns)
     dashes = (0, (2, 1.5))
+    dot = "." if blocks_of(entry) < 12 else None
     for i, kind in enumerate(kinds):
         places = figure.add_gridspec(deep, columns, left=0.065, right=0.6, top=0.79, bottom=0.1, wspace=0.1, hspace=0.3)
         ax = figure.add_subplot(places[i // columns, i % columns], title=kind)
@@ -340,8 +268,8 @@ def errors_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figur
         ax.set_ylabel("relative RMSE" if i % columns == 0 else "")
         for stream in STREAMS:
             floor, error = lines.get((stream, kind), ({}, {}))
-            log_line(ax, floor, colours, color=getattr(colours, stream), lw=1.2, ls=dashes)
-            log_line(ax, error, colours, color=getattr(colours, stream), lw=1.8)
+            log_line(ax, floor, colours, color=getattr(colours, stream), lw=1.2, ls=dashes, marker=dot)
+            log_line(ax, error, colours, color=getattr(colours, stream), lw=1.8, marker=dot)
     left = 0.665 if kinds else 0.065
     _excess_panel(figure.add_axes((left, 0.1, 0.965 - left, 0.69), title="excess"), run, entry, colours)
     key(figure, [
@@ -398,6 +326,7 @@ def heatmap_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figu
         ax = figure.add_axes((0.105, 0.21 + strip, 0.86, 0.66 - strip))
         _cells(ax, {(b, i): row for i, rows in enumerate(grid.values()) for b, row in rows.items()}, edges, colours)
         block_axis(ax, blocks_of(entry))
+        ax.set_xlim(-0.5, blocks_of(entry) - 0.5)
         ax.set_yticks(range(len(grid)), [f"{stream}.{kind}" for stream, kind in grid])
         ax.axhline(sum(stream == STREAMS[0] for stream, _ in grid) - 0.5, color=colours.ink, lw=1.5)
     if others:
@@ -409,7 +338,8 @@ def heatmap_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figu
         for (x, y), row in cells.items():
             value = excess_of(row)
             face = colours.blank if value is None else colours.steps[step_of(value, edges)]
-            ax.text(x, y, cut(row["name"], 14), ha="center", va="center", fontsize=8.5, color=ink_on(face))
+            ax.text(x, y, cut(row["name"], 14), ha="center", va="center", fontsize=8.5, color=ink_on(face),
+                    bbox={"fc": face, "ec": "none", "pad": 1})  # fmt: skip
     _heatmap_key(figure, edges, colours)
     return figure
 
@@ -428,7 +358,10 @@ def _cells(ax: Axes, cells: Mapping[tuple[int, int], Row], edges: Sequence[float
         elif math.isinf(value):
             ax.plot([x], [y], "x", color=ink_on(colours.steps[-1]), ms=4, mew=1.2)
         if row["source"]:
-            ax.add_patch(Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, fc="none", ec=colours.ink, lw=1.3))
+            # Two lines, so that the frame shows on light and on dark cells.
+            for inset, colour in ((0.06, colours.ink), (0.14, colours.page)):
+                ax.add_patch(Rectangle((x - 0.5 + inset, y - 0.5 + inset), 1 - 2 * inset, 1 - 2 * inset,
+                                       fc="none", ec=colour, lw=1.2))  # fmt: skip
     ax.imshow(picture, aspect="auto", interpolation="nearest")
     ax.hlines(np.arange(deep - 1) + 0.5, -0.5, wide - 0.5, color=colours.page, lw=1)
     ax.set(xlim=(-0.5, wide - 0.5), ylim=(deep - 0.5, -0.5))
@@ -448,7 +381,8 @@ def _heatmap_key(figure: Figure, edges: Sequence[float], colours: Theme) -> None
     for x, verdict, border in ((1, "match", 2.5), (3.5, "suspect", 4.5), (6.5, "diverged", None)):
         ax.text(x, -0.75, verdict, ha="center", va="bottom", fontsize=9, fontweight="bold")
         if border is not None:
-            ax.plot([border] * 2, [-1.5, 0.5], color=colours.ink, lw=1.6, clip_on=False)
+            ax.plot([border] * 2, [-1.2, 0.5], color=colours.ink, lw=1.6, clip_on=False)
+    ax.set_ylim(0.5, -0.5)
     marks = [Patch(fc=colours.blank, ec=colours.muted, lw=0, hatch=HATCH[v], label=v) for v in HATCH]
     frame = Patch(fc="none", ec=colours.ink, lw=1.3, label="source of a divergence")
     cross = Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite")

@@ -2,7 +2,8 @@
 
 The colours are Okabe and Ito's, which stay apart for colour-blind readers. The excess scale has
 steps, three below the verdict `match`, two for `suspect`, four above, so that a verdict can be
-read off a cell without a look at the colour bar: blue, amber, red to brown. Needs no matplotlib.
+read off a cell without a look at the colour bar: blue, amber, red to brown.
+matplotlib is imported only by the functions that draw, so that the report can do without it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.names import BLOCK_KINDS, STREAMS, parse
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
 Entry = Mapping[str, Any]
 Row = Mapping[str, Any]
+
+SIZE = (13.333, 7.5)  # a 16:9 slide, in inches
 
 MATCH, SUSPECT = 3.0, 10.0
 
@@ -171,3 +180,90 @@ def slug(text: str) -> str:
     if plain == text:
         return plain
     return f"{plain or 'case'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def page(run: Mapping[str, Any], entry: Entry, colours: Theme, title: str, text: str, mode: bool = True) -> Figure:
+    """An empty figure with a title, the entry it shows, one line of explanation, and what the weights are."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE)
+    what = [cut(entry["name"], 40), cut(entry["dtype"], 12), *([cut(entry["mode"], 12)] if mode else [])]
+    figure.text(0.035, 0.955, title, fontsize=17, fontweight="bold", va="center")
+    figure.text(0.965, 0.955, " · ".join(what), fontsize=12, va="center", ha="right", color=colours.muted)
+    figure.text(0.035, 0.912, text, fontsize=10.5, va="center", color=colours.muted)
+    if run["weights"].get("synthetic"):
+        figure.text(0.965, 0.912, "synthetic weights", fontsize=10.5, fontweight="bold", va="center", ha="right",
+                    color=colours.bad)  # fmt: skip
+    return figure
+
+
+def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
+    """The legend in one line below the title."""
+    figure.legend(handles=list(handles), loc="upper left", bbox_to_anchor=(0.03, 0.897), ncols=len(handles),
+                  columnspacing=1.8, handlelength=1.8)  # fmt: skip
+
+
+def block_axis(ax: Axes, count: int, *, label: bool = True) -> None:
+    """The x axis of a panel over blocks: at most six ticks, the last block among them."""
+    step = next(s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if count <= 6 * s)
+    ticks = [t for t in range(0, count, step) if count - 1 - t >= 0.6 * step or t == count - 1]
+    ax.set_xticks(sorted({*ticks, count - 1}))
+    ax.set_xlim(-0.6, count - 0.4)
+    if label:
+        ax.set_xlabel("block")
+
+
+def log_axis(ax: Axes, values: Sequence[float], *, pad: float = 2.0) -> None:
+    """A log axis around the finite positive `values`, with plain numbers and at most seven ticks."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    usable = [v for v in values if math.isfinite(v) and v > 0] or [0.1, 10.0]
+    low, high = min(usable) / pad, max(usable) * pad
+    if high / low < 100:
+        middle = math.sqrt(low * high)
+        low, high = min(low, middle / 10), max(high, middle * 10)
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    step = max(1, math.ceil((last - first + 1) / 7))
+    ticks = [10.0**e for e in range(first, last + 1, step)]
+    if last - first < 2:
+        ticks = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    ax.yaxis.set_major_locator(FixedLocator(ticks))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def log_line(ax: Axes, points: Mapping[float, float], colours: Theme, **style: Any) -> None:
+    """A line on a log axis whose limits are set. Zeros sit on the lower edge, non-finite values on the upper one."""
+    low, high = ax.get_ylim()
+    xs = sorted(points)
+    ax.plot(xs, [min(max(points[x], low), high) if math.isfinite(points[x]) else math.nan for x in xs], **style)
+    mark_nonfinite(ax, [x for x in xs if not math.isfinite(points[x])], colours)
+
+
+def mark_nonfinite(ax: Axes, xs: Sequence[float], colours: Theme) -> None:
+    """Crosses near the upper edge of a panel at `xs`."""
+    ax.plot(xs, [0.96] * len(xs), "x", color=colours.bad, ms=6, mew=1.8, transform=ax.get_xaxis_transform(), zorder=5,
+            clip_on=False)  # fmt: skip
+
+
+def symlog_axis(ax: Axes, values: Iterable[float]) -> None:
+    """A symlog axis around the finite `values`; up to a few tens everything lies in its linear part."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    finite = [float(v) for v in values if math.isfinite(v)] or [-1.0, 1.0]
+    low, high = min(finite), max(finite)
+    largest = max(abs(low), abs(high)) or 1.0
+    linear = 1.0 if largest >= 30 else largest * 3
+    ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
+    if largest < 30:
+        ax.set_ylim(min(low * 1.3, -0.1 * largest), max(high * 1.3, 0.1 * largest))
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+    else:
+        ax.set_ylim(min(low * 2.5, -1.0), max(high * 2.5, 1.0))
+        last = math.floor(math.log10(largest * 1.05))
+        decades = [10.0**e for e in range(last, 0, -max(1, math.ceil(last / 3)))]
+        ax.yaxis.set_major_locator(FixedLocator([*(-d for d in decades), 0.0, *decades]))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

@@ -4,11 +4,14 @@
 name made of the open scopes and its own: inside ``with scope("block.07.img")`` the call
 ``tap("attn", x)`` records ``block.07.img.attn``. Nothing here knows a framework, and nothing
 else of the toolkit is needed in model code.
+
+An experiment may put another value in the place of a tapped one (`changing`): that is how a
+known error is planted at a known checkpoint. Recording alone never changes a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -46,14 +49,19 @@ class Recorder:
 
 # One pair per thread and task: (recorder, open prefix). None when nobody records.
 _active: ContextVar[tuple[Recorder, str] | None] = ContextVar("parity_tap", default=None)
+_changes: ContextVar[Mapping[str, Callable[[Any], Any]] | None] = ContextVar("parity_changes", default=None)
 
 
 def tap(name: str, value: T) -> T:
     """Return `value` unchanged; hand it to the active recorder, if there is one."""
     active = _active.get()
-    if active is not None:
-        recorder, prefix = active
-        recorder.record(prefix + name, value)
+    if active is None:
+        return value
+    recorder, prefix = active
+    changes = _changes.get()
+    if changes is not None and prefix + name in changes:
+        value = changes[prefix + name](value)
+    recorder.record(prefix + name, value)
     return value
 
 
@@ -87,6 +95,15 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
         _active.reset(token)
 
 
-def is_recording() -> bool:
-    """Whether a recorder is active (for model code that would otherwise drop a value)."""
-    return _active.get() is not None
+@contextmanager
+def changing(changes: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
+    """Put ``changes[name](value)`` in the place of the values tapped under these names.
+
+    Works on models that use what ``tap`` returns, while a recorder is active; the recorder sees
+    the changed value. Module hooks cannot be changed this way.
+    """
+    token = _changes.set(changes)
+    try:
+        yield
+    finally:
+        _changes.reset(token)

@@ -1,31 +1,22 @@
-"""Random weights whose activations land in the guide's table, fitted one linear layer at a time.
+"""Where the activations of a synthetic checkpoint must land, on which inputs, and how a row gets there.
 
-B batch, L image tokens, S text tokens, N either (all samples of a layer's input), D width,
-K inputs and R rows of a linear layer.
+B batch, L image tokens, S text tokens, J text-encoder width, C latent channels, N samples of
+a linear layer's input (B·L or B·S), R its rows.
 
-Rows of a random linear layer are independent, so a row's outputs can be moved anywhere by a
-gain on the weights and a bias, and no other row notices. `calibrate` goes through the model
-in the order of its dataflow: it runs the stage up to a layer, fits the layer's rows, rounds
-them to bfloat16 as they will be stored, and goes on from what the rounded layer gives. Two
-fixed channels of each stream carry the largest and the smallest value of every documented
-checkpoint (the massive activations of the real model); all others stay well inside.
+The rows of a random linear layer are independent: a gain on a row's weights and a bias move
+its outputs anywhere, and no other row notices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from parity.names import STREAMS, block_stage
-from parity.tap import Recorder, recording
-from reference import transformer
-from reference.port import EMBED_PARTS, HEAD_PARTS
+from parity.names import block_stage
 
 Range = tuple[float, float]
 
@@ -53,13 +44,6 @@ TARGETS: dict[str, Range] = {
 TOLERANCE = 0.1
 # The other end is "about" its mark from this share of it upwards.
 PLAUSIBLE = 0.5
-
-# The text stream is not documented; it is given half the size.
-TEXT = 0.5
-# Ordinary channels: share of the largest value that their rms is.
-BULK = 1 / 15
-# What attention adds to the residual's ordinary channels in later blocks, in their rms.
-ATTENTION_SHARE = 0.1
 
 
 def calibration_case(
@@ -137,11 +121,6 @@ def misses(achieved: Mapping[str, Range]) -> list[str]:
             low, high = achieved[row]
             lines.append(f"{row}: expected {target[0]:g} … {target[1]:g}, found {low:g} … {high:g}")
     return lines
-
-
-def spread(rows: Tensor) -> Tensor:
-    """An R-long random sign pattern of magnitudes around 1 drawn from normal numbers (log-normal, 0.5 … 2)."""
-    return (0.3 * rows.abs() * 1.5 - 0.36).exp().clamp(0.5, 2) * rows.sign()
 
 
 def plan_rows(y: Tensor, size: Tensor, offset: Tensor, limit: float) -> tuple[Tensor, Tensor]:

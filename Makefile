@@ -1,0 +1,35 @@
+# Every target does its own set-up: Python ≥ 3.11 and make are all that is needed.
+#   make run                 compare the MLX port with diffusers on a small synthetic checkpoint
+#   make test                the quick tests, under 10 minutes on 2 cores
+#   make test-all            all tests, as CI runs them
+#   MLX=cuda make run        with MLX's CUDA backend instead of the CPU one (Linux)
+
+PYTHON ?= python3
+VENV ?= .venv
+MLX ?= cpu
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(MLX)
+
+.PHONY: run test test-all lint clean
+
+run: $(READY)
+	@$(BIN)/parity run $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; name another with PYTHON=…")' 1>&2
+	@echo "installing into $(VENV) (once, some minutes)" 1>&2
+	@$(PYTHON) -m venv $(VENV) 1>&2
+	@$(BIN)/pip install --quiet --editable ".[$(MLX),test]" 1>&2
+	@touch $@

@@ -1,0 +1,84 @@
+"""Suites are read strictly: whatever is wrong in one is said, with what is known."""
+
+import pytest
+
+from parity import suite
+from parity.errors import UsageError
+
+GOOD = """
+title = "t"
+weights = "synthetic:tiny"
+detail = "block"
+draws = 2
+[[case]]
+name = "one"
+images = [[64, 64]]
+text_tokens = [3]
+timestep = 0.5
+seed = 0
+dtypes = ["float32", "bfloat16"]
+modes = ["isolated"]
+"""
+
+
+def read(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return suite.load(str(path))
+
+
+def test_a_suite_is_read(tmp_path):
+    found = read(tmp_path, GOOD)
+    assert (found.name, found.detail, found.draws) == ("mine", "block", 2)
+    assert found.cases[0].case.shapes == [(1, 4, 4)]
+    assert found.cases[0].modes == ("isolated",)
+
+
+def test_the_default_suite_covers_what_it_promises():
+    found = suite.load("default")
+    assert {d for p in found.cases for d in p.dtypes} == {"float32", "bfloat16"}
+    assert all(p.modes == suite.MODES for p in found.cases)
+    shapes = [p.case.shapes[0] for p in found.cases]
+    assert any(h == w for _, h, w in shapes)
+    assert any(h != w for _, h, w in shapes)
+    assert any(len(set(p.case.text_tokens)) > 1 for p in found.cases)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('title = "t"', 'titel = "t"', "unknown key 'titel', missing key 'title'"),
+        ("draws = 2", "draws = 0", "a floor needs at least one"),
+        ("draws = 2", 'draws = "two"', "draws is 'two', expected int"),
+        ('detail = "block"', 'detail = "all"', "no detail all; known: kinds, block, full"),
+        ('"float32", "bfloat16"', '"fp8"', "case 'one': no dtype fp8; known: float32, bfloat16, float16"),
+        ('["isolated"]', '["alone"]', "no mode alone"),
+        ("[[64, 64]]", "[[64, 60]]", "not a multiple of 16"),
+        ("[[64, 64]]", "[64, 64]", r"images is a list of \[height, width\]"),
+        ("seed = 0", "", "missing key 'seed'"),
+        ("title", "= title", "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, old, new, message):
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_two_cases_of_one_name(tmp_path):
+    with pytest.raises(UsageError, match="must be there and differ: one, one"):
+        read(tmp_path, GOOD + GOOD[GOOD.index("[[case]]") :])
+
+
+def test_an_unknown_suite_lists_the_known_ones():
+    with pytest.raises(UsageError, match="no suite 'defualt'; known: default"):
+        suite.load("defualt")
+
+
+def test_narrowing():
+    whole = suite.load("default")
+    one = whole.narrowed(["square"], ["bfloat16"], "kinds")
+    assert [(p.case.name, p.dtypes) for p in one.cases] == [("square", ("bfloat16",))]
+    assert one.detail == "kinds"
+    assert whole.narrowed() == whole
+    with pytest.raises(UsageError, match="no case sqare; known: square, landscape, batch"):
+        whole.narrowed(["sqare"])
