@@ -33,7 +33,8 @@ def timestep_sinusoid(timestep: mx.array) -> mx.array:
     """
     half = TIME_CHANNELS // 2
     exponent = -math.log(THETA) * np.arange(half, dtype=np.float32) / np.float32(half)
-    frequency = mx.array(np.exp(exponent))
+    # Exponentials and powers here are rounded from float64: numpy's float32 ones differ between machines.
+    frequency = mx.array(np.exp(exponent.astype(np.float64)).astype(np.float32))
     angle = TIME_SCALE * (timestep.astype(mx.float32)[:, None] * frequency)
     return mx.concatenate([mx.cos(angle), mx.sin(angle)], axis=-1)
 

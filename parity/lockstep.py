@@ -10,7 +10,7 @@ truth's and the reference's arrays of that stage are held.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,39 @@ class StageResult:
 
 
 @dataclass
+class Prepared:
+    """The reference's side of one stage.
+
+    Attributes:
+        floors: mode -> checkpoint -> floor run -> its error against truth.
+        truth: mode -> arrays.
+        reference: arrays of the reference in the run's dtype.
+        after: the chains after the stage.
+    """
+
+    floors: dict[str, dict[str, dict[str, Error]]]
+    truth: dict[str, State] = field(default_factory=dict)
+    reference: State = field(default_factory=dict)
+    after: Chains = field(default_factory=dict)
+    _stats: dict[str, ArrayStats] = field(default_factory=dict)
+
+    def enter(self, mode: str, label: str, values: State) -> None:
+        """Reduce one floor run to its errors."""
+        for name, runs in self.floors[mode].items():
+            runs[label] = error(values[name], self.truth[mode][name])
+
+    def stats_of(self, name: str) -> ArrayStats:
+        """Statistics of the reference's array, made once for both modes."""
+        if name not in self._stats:
+            self._stats[name] = describe(self.reference[name], chunks=_chunks(name))
+        return self._stats[name]
+
+
+@dataclass
 class _Measured:
     """What is known of one checkpoint in one mode: floor runs, then the candidate."""
 
-    floor: dict[str, Error] = field(default_factory=dict)
+    floor: Mapping[str, Error]
     error: Error | None = None
     stats: ArrayStats | None = None
     against_reference: Row = field(default_factory=dict)
@@ -104,80 +133,81 @@ class Lockstep:
         Returns:
             the chains after the stage, and what was measured.
         """
+        prepared = self.prepare(stage, chains)
+        result = self.measure(stage, chains, prepared)
+        return prepared.after, result
+
+    def prepare(self, stage: str, chains: Chains) -> Prepared:
+        """Run the reference's side of a stage: truth, reference and floor."""
         names = self.unit.graph.names_of(stage)
-        fed = chains["reference"]
-        measured = {mode: {name: _Measured() for name in names} for mode in self.unit.modes}
-        after: Chains = {}
-        truth = self._run_truth(stage, names, chains, after)
-        reference = self._run_floor(stage, names, chains, after, truth, measured)
-        failure = self._run_candidate(stage, names, chains, after, truth, reference, measured)
+        prepared = Prepared({mode: {name: {} for name in names} for mode in self.unit.modes})
+        self._run_truth(stage, names, chains, prepared)
+        self._run_floor(stage, names, chains, prepared)
+        return prepared
+
+    def measure(self, stage: str, chains: Chains, prepared: Prepared) -> StageResult:
+        """Run the candidate's side of a prepared stage and measure it; adds its chain to ``prepared.after``."""
+        measured: dict[str, dict[str, _Measured]] = {
+            mode: {name: _Measured(runs) for name, runs in floors.items()} for mode, floors in prepared.floors.items()
+        }
+        failure = self._run_candidate(stage, chains, prepared, measured)
         rows = {
-            mode: [_row(name, stage, one, truth[mode][name], reference, failure.get(mode)) for name, one in of_mode.items()]
+            mode: [_row(name, stage, one, prepared, mode, failure.get(mode)) for name, one in of_mode.items()]
             for mode, of_mode in measured.items()
         }
         shown = measured[self.unit.modes[-1]].items()
         stats = {
-            "reference": {name: reference.stats_of(name) for name in names},
+            "reference": {name: prepared.stats_of(name) for name, _ in shown},
             "candidate": {name: one.stats for name, one in shown if one.stats is not None},
         }
         result = StageResult(rows, stats=stats)
-        if "candidate" in after and "truth" in after:
-            result.growth = (_chain_error(chains, fed), _chain_error(after, after["reference"]))
-        return after, result
+        if "candidate" in prepared.after and "truth" in prepared.after:
+            after = prepared.after
+            result.growth = (_chain_error(chains, chains["reference"]), _chain_error(after, after["reference"]))
+        return result
 
-    def _run_truth(self, stage: str, names: tuple[str, ...], chains: Chains, after: Chains) -> dict[str, State]:
-        truth: dict[str, State] = {}
+    def _run_truth(self, stage: str, names: tuple[str, ...], chains: Chains, prepared: Prepared) -> None:
         with _loaded(self._truth, stage) as session:
             if "isolated" in self.unit.modes:
                 exact = round_state(chains["reference"], np.dtype(self.unit.truth))
-                _, truth["isolated"] = session.run(stage, exact, names)
+                _, prepared.truth["isolated"] = session.run(stage, exact, names)
             if "accumulated" in self.unit.modes:
-                after["truth"], truth["accumulated"] = session.run(stage, chains["truth"], names)
-        return truth
+                prepared.after["truth"], prepared.truth["accumulated"] = session.run(stage, chains["truth"], names)
 
-    def _run_floor(
-        self, stage: str, names: tuple[str, ...], chains: Chains, after: Chains,
-        truth: Mapping[str, State], measured: Mapping[str, dict[str, _Measured]],
-    ) -> _Reference:  # fmt: skip
+    def _run_floor(self, stage: str, names: tuple[str, ...], chains: Chains, prepared: Prepared) -> None:
         """All runs of the reference in the run's dtype; each but the first is reduced at once."""
         fed, unit = chains["reference"], self.unit
         index = self.stages.index(stage)
-
-        def enter(mode: str, label: str, values: State) -> None:
-            for name in names:
-                measured[mode][name].floor[label] = error(values[name], truth[mode][name])
-
         with _loaded(self._reference, stage) as session:
-            after["reference"], values = session.run(stage, fed, names)
+            prepared.after["reference"], prepared.reference = session.run(stage, fed, names)
             for mode in unit.modes:
-                enter(mode, "rounding", values)
+                prepared.enter(mode, "rounding", prepared.reference)
             for draw in range(unit.draws):
                 if "isolated" in unit.modes:
                     moved = jitter(fed, (unit.case.seed, draw, index))
-                    enter("isolated", f"jitter.{draw}", session.run(stage, moved, names)[1])
-                self._advance(session, stage, f"jitter.{draw}", chains, after, names, enter)
+                    prepared.enter("isolated", f"jitter.{draw}", session.run(stage, moved, names)[1])
+                self._advance(session, stage, f"jitter.{draw}", chains, prepared, names)
             for precision in self._precisions:
                 label = f"precision.{precision}"
                 if "isolated" in unit.modes:
-                    enter("isolated", label, session.run(stage, fed, names, precision=precision)[1])
-                self._advance(session, stage, label, chains, after, names, enter, precision)
-        return _Reference(values)
+                    prepared.enter("isolated", label, session.run(stage, fed, names, precision=precision)[1])
+                self._advance(session, stage, label, chains, prepared, names, precision)
 
     @staticmethod
     def _advance(
-        session: Session, stage: str, label: str, chains: Chains, after: Chains, names: tuple[str, ...],
-        enter: Callable[[str, str, State], None], precision: str = "default",
+        session: Session, stage: str, label: str, chains: Chains, prepared: Prepared, names: tuple[str, ...],
+        precision: str = "default",
     ) -> None:  # fmt: skip
         if label in chains:
-            after[label], values = session.run(stage, chains[label], names, precision=precision)
-            enter("accumulated", label, values)
+            prepared.after[label], values = session.run(stage, chains[label], names, precision=precision)
+            prepared.enter("accumulated", label, values)
 
     def _run_candidate(
-        self, stage: str, names: tuple[str, ...], chains: Chains, after: Chains,
-        truth: Mapping[str, State], reference: _Reference, measured: Mapping[str, dict[str, _Measured]],
-    ) -> dict[str, str]:  # fmt: skip
+        self, stage: str, chains: Chains, prepared: Prepared, measured: Mapping[str, dict[str, _Measured]]
+    ) -> dict[str, str]:
         """Run the candidate; what it raises is a finding about it and ends its chain, not the run."""
         failure: dict[str, str] = {}
+        names = self.unit.graph.names_of(stage)
         with _loaded(self._candidate, stage) as session:
             for mode in self.unit.modes:
                 state = chains["reference"] if mode == "isolated" else chains.get("candidate")
@@ -192,14 +222,15 @@ class Lockstep:
                     failure[mode] = f"the candidate raised {type(raised).__name__}: {raised}"[:300]
                     continue
                 if mode == "accumulated":
-                    after["candidate"] = state
+                    prepared.after["candidate"] = state
                 for name in set(names) & set(values):
-                    self._measure(name, values[name], truth[mode][name], reference, measured[mode][name], shown=mode == self.unit.modes[-1])
+                    shown = mode == self.unit.modes[-1]
+                    self._measure(name, values[name], prepared, mode, measured[mode][name], shown=shown)
         return failure
 
     @staticmethod
     def _measure(
-        name: str, value: np.ndarray, truth: np.ndarray, reference: _Reference, one: _Measured, *, shown: bool
+        name: str, value: np.ndarray, prepared: Prepared, mode: str, one: _Measured, *, shown: bool
     ) -> None:
         """Everything about the candidate's array; afterwards it is not needed any more.
 
@@ -207,9 +238,10 @@ class Lockstep:
             shown: its distribution goes into the trace; that of one mode is enough.
         """
         one.stats = describe(value, chunks=_chunks(name), distribution=shown)
+        truth = prepared.truth[mode][name]
         if value.shape == truth.shape:
             one.error = error(value, truth)
-            far = distance(value, reference.values[name])
+            far = distance(value, prepared.reference[name])
             one.against_reference = {
                 "rmse": far.rmse, "max_abs": far.max_abs, "max_at": list(far.max_at),
                 "cosine": far.cosine, "psnr": far.psnr,
@@ -219,14 +251,12 @@ class Lockstep:
 _NOT_COMPARED: Row = dict.fromkeys(("rmse", "max_abs", "max_at", "cosine", "psnr"))
 
 
-def _row(
-    name: str, stage: str, one: _Measured, truth: np.ndarray, reference: _Reference, failure: str | None
-) -> Row:
+def _row(name: str, stage: str, one: _Measured, prepared: Prepared, mode: str, failure: str | None) -> Row:
     """One row of ``parity.json``, without its verdict."""
-    expected, stats = reference.values[name], one.stats
+    expected, stats = prepared.reference[name], one.stats
     roundoff = unit_roundoff(expected.dtype)
     floor_by, floor = _largest(one.floor, roundoff / 2)
-    largest = float(np.abs(truth).max())
+    largest = float(np.abs(prepared.truth[mode][name]).max())
     return {
         "name": name,
         "stage": stage,
@@ -243,23 +273,10 @@ def _row(
         "peak_floor": max(roundoff * largest, *(run.max_abs for run in one.floor.values())),
         **_NOT_COMPARED,
         **one.against_reference,
-        "reference": reference.stats_of(name).brief(),
+        "reference": prepared.stats_of(name).brief(),
         "candidate": stats.brief() if stats else None,
         "range": None,
     }
-
-
-class _Reference:
-    """The reference's arrays of one stage, and their statistics, made once."""
-
-    def __init__(self, values: State) -> None:
-        self.values = values
-        self.stats: dict[str, ArrayStats] = {}
-
-    def stats_of(self, name: str) -> ArrayStats:
-        if name not in self.stats:
-            self.stats[name] = describe(self.values[name], chunks=_chunks(name))
-        return self.stats[name]
 
 
 class _loaded:
