@@ -80,7 +80,7 @@ def install(wanted: str = "auto") -> Blas:
     for kind, found in _candidates(wanted):
         return _load(kind, found, f"PARITY_BLAS={wanted}")
     if wanted == "auto":
-        return Blas("none", note="neither OpenBLAS nor the mkl wheel is installed: matrix products are ~30 times slower")
+        return Blas("none", note="neither OpenBLAS nor the mkl wheel is installed: products are ~30 times slower")
     raise OSError(f"PARITY_BLAS={wanted}: no such library on this machine; install it, or use PARITY_BLAS=none")
 
 

@@ -163,7 +163,7 @@ class TimeTextEmbed(nn.Module):
         temb = self.timestep_embedder(sinusoid.astype(dtype))
         if "addition_t_embedding" in self:
             if additional is None:
-                raise ValueError("the config has use_additional_t_cond: additional_t_cond (B integers, 0 or 1) is missing")
+                raise ValueError("the config has use_additional_t_cond: additional_t_cond (B integers) is missing")
             temb = temb + self.addition_t_embedding(additional).astype(dtype)
         return tap("temb", temb)
 

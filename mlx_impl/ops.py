@@ -120,7 +120,7 @@ def layer_norm(x: mx.array, eps: float) -> mx.array:
         return mx.fast.layer_norm(x, None, None, eps)
     wide = x.astype(mx.float32)
     wide = wide - _mean(wide)
-    return (wide * mx.rsqrt(_mean(wide * wide) + eps)).astype(x.dtype)
+    return (wide / mx.sqrt(_mean(wide * wide) + eps)).astype(x.dtype)
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
@@ -128,7 +128,7 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     if not on_cpu():
         return mx.fast.rms_norm(x, weight, eps)
     wide = x.astype(mx.float32)
-    return (wide * mx.rsqrt(_mean(wide * wide) + eps) * weight.astype(mx.float32)).astype(x.dtype)
+    return (wide / mx.sqrt(_mean(wide * wide) + eps) * weight.astype(mx.float32)).astype(x.dtype)
 
 
 @fused
@@ -186,7 +186,7 @@ def _exp2(x: mx.array) -> mx.array:
 
 def _mean(x: mx.array) -> mx.array:
     """Mean over the last axis, which stays with length 1."""
-    return _sum(x) * (1 / x.shape[-1])
+    return _sum(x) / x.shape[-1]
 
 
 def _sum(x: mx.array) -> mx.array:

@@ -61,7 +61,7 @@ def rotary_tables(
     if any(axis % 2 for axis in axes):
         raise ValueError(f"axes_dims_rope {tuple(axes)}: each axis must be even")
     if not img_shapes or any(len(shape) != 3 or min(shape) < 1 for shape in img_shapes):
-        raise ValueError(f"img_shapes {list(img_shapes)}: expected at least one (frames, height, width), each at least 1")
+        raise ValueError(f"img_shapes {list(img_shapes)}: expected at least one (frames, h, w), each at least 1")
     last = len(img_shapes) - 1
     text_start = max(max(height // 2, width // 2) for _, height, width in img_shapes)
     pictures = []
@@ -116,7 +116,7 @@ def _grid(frame: int, frames: int, height: int, width: int) -> np.ndarray:
 def _check_positions(name: str, positions: np.ndarray, img_shapes: Sequence[Shape], text_length: int) -> None:
     if positions.size and (positions.max() >= MAX_POSITION or positions.min() < -MAX_POSITION):
         raise ValueError(
-            f"{name} positions {positions.min()}…{positions.max()} leave the model's -{MAX_POSITION}…{MAX_POSITION - 1} "
+            f"{name} positions {positions.min()}…{positions.max()} leave -{MAX_POSITION}…{MAX_POSITION - 1} "
             f"(pictures {list(img_shapes)}, {text_length} text tokens): use smaller pictures or a shorter prompt"
         )
 

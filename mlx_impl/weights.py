@@ -44,7 +44,7 @@ class Checkpoint:
         self._file_of = self._index()
         missing = sorted({file for file in self._file_of.values() if not (self.folder / file).exists()})
         if missing:
-            raise FileNotFoundError(f"{self.folder} has no {', '.join(missing)}, which its index names; download it again")
+            raise FileNotFoundError(f"{self.folder}: no {', '.join(missing)}, which the index names; download it again")
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from parity.case import DTYPES, Case, jitter, round_state
-from parity.errors import ParityError
+from parity.errors import ParityError, PreconditionError
 from parity.names import Graph, parse
 from parity.ports import Port, Session, State
 from parity.stats import ArrayStats, Error, describe, distance, error, unit_roundoff
@@ -111,7 +111,7 @@ class Lockstep:
         self.unit = unit
         self._reference = reference.open(weights, dtype=unit.dtype)
         self._truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype)
-        self._candidate = candidate.open(weights, dtype=unit.dtype)
+        self._candidate = _opened(candidate, weights, unit.dtype)
         self._precisions = reference.precisions(unit.dtype)[1:]
         self.stages = self._reference.stages
 
@@ -208,24 +208,32 @@ class Lockstep:
         """Run the candidate; what it raises is a finding about it and ends its chain, not the run."""
         failure: dict[str, str] = {}
         names = self.unit.graph.names_of(stage)
-        with _loaded(self._candidate, stage) as session:
+        try:
+            self._candidate.load(stage)
+        except ParityError:
+            raise
+        except Exception as raised:
+            return dict.fromkeys(self.unit.modes, f"loading the stage: {_spell(raised)}")
+        try:
             for mode in self.unit.modes:
                 state = chains["reference"] if mode == "isolated" else chains.get("candidate")
                 if state is None:
                     failure[mode] = "the candidate's own chain ended in an earlier stage"
                     continue
                 try:
-                    state, values = session.run(stage, state, names)
+                    state, values = self._candidate.run(stage, state, names)
                 except ParityError:
                     raise
                 except Exception as raised:
-                    failure[mode] = f"the candidate raised {type(raised).__name__}: {raised}"[:300]
+                    failure[mode] = _spell(raised)
                     continue
                 if mode == "accumulated":
                     prepared.after["candidate"] = state
                 for name in set(names) & set(values):
                     shown = mode == self.unit.modes[-1]
                     self._measure(name, values[name], prepared, mode, measured[mode][name], shown=shown)
+        finally:
+            self._candidate.free(stage)
         return failure
 
     @staticmethod
@@ -279,6 +287,22 @@ def _row(name: str, stage: str, one: _Measured, prepared: Prepared, mode: str, f
     }
 
 
+def _opened(candidate: Port, weights: Path, dtype: str) -> Session:
+    """The candidate's session; what it raises becomes one line for the user.
+
+    Raises:
+        PreconditionError: the candidate does not open this checkpoint.
+    """
+    try:
+        return candidate.open(weights, dtype=dtype)
+    except ParityError:
+        raise
+    except Exception as raised:
+        raise PreconditionError(
+            f"candidate {candidate.name} does not open {weights} in {dtype}: {type(raised).__name__}: {raised}"
+        ) from raised
+
+
 class _loaded:
     """Context manager: a session with one stage's weights in memory."""
 
@@ -291,6 +315,10 @@ class _loaded:
 
     def __exit__(self, *_: object) -> None:
         self._session.free(self._stage)
+
+
+def _spell(raised: Exception) -> str:
+    return f"the candidate raised {type(raised).__name__}: {raised}"[:300]
 
 
 def _chunks(name: str) -> int:

@@ -185,7 +185,7 @@ def _range_panel(ax: Axes, rows: Sequence[Row | None], colours: Theme, colour: s
     half = np.where(lone, max(0.5, len(rows) / 14), width / 2)
     for ends in documented[:, xs]:
         ax.hlines(ends, xs - half, xs + half, color=colours.documented, lw=2.6, zorder=4)
-    mark_nonfinite(ax, [x for x, row in enumerate(rows) if row and _is_broken(row["candidate"])], colours)
+    mark_nonfinite(ax, [x for x, row in enumerate(rows) if row and _is_broken(row.get("candidate"))], colours)
 
 
 def _bars(spans: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +201,7 @@ def _bars(spans: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
 def _spans(rows: Sequence[Row | None], part: str) -> np.ndarray:
     """Lower and upper ends, [2, rows], NaN where there are none."""
     keys = ("low", "high") if part == "range" else ("min", "max")
-    ends = [[float(row[part][k]) if row and row[part] else math.nan for row in rows] for k in keys]
+    ends = [[float(row[part][k]) if row and row.get(part) else math.nan for row in rows] for k in keys]
     spans = np.array(ends)
     return np.where(np.isfinite(spans).all(axis=0), spans, math.nan)
 
@@ -217,7 +217,7 @@ def growth_figure(run: Mapping[str, Any], entry: Entry, colours: Theme) -> Figur
     rows = {stream: grid.get((stream, "out"), {}) for stream in STREAMS}
     lines = {(s, side): points_of(rows[s], "absmax", side) for s in STREAMS for side in ("reference", "candidate")}
     marks = [(block, max(abs(float(row["range"][end])) for end in ("low", "high")))
-             for s in STREAMS for block, row in rows[s].items() if row["range"]]  # fmt: skip
+             for s in STREAMS for block, row in rows[s].items() if row.get("range")]  # fmt: skip
     ax = figure.add_axes((0.075, 0.1, 0.81, 0.71))
     block_axis(ax, blocks_of(entry))
     log_axis(ax, [v for line in lines.values() for v in line.values()] + [v for _, v in marks], pad=1.8)
@@ -307,7 +307,7 @@ def _excess_panel(ax: Axes, run: Mapping[str, Any], entry: Entry, colours: Theme
     ax.scatter(*np.array([(x, v) for x, v, _ in finite]).reshape(-1, 2).T, c=[c for _, _, c in finite], s=11, alpha=0.8,
                lw=0, zorder=3, rasterized=True)  # fmt: skip
     mark_nonfinite(ax, [x for x, v, _, _ in dots if not math.isfinite(v)], colours)
-    rings = [(x, v) for x, v, row, _ in dots if row["source"] and math.isfinite(v)]
+    rings = [(x, v) for x, v, row, _ in dots if row.get("source") and math.isfinite(v)]
     ax.scatter(*np.array(rings).reshape(-1, 2).T, s=46, facecolors="none", edgecolors=colours.ink, lw=1, zorder=4)
     ax.set_ylabel("error over floor")
 
@@ -357,7 +357,7 @@ def _cells(ax: Axes, cells: Mapping[tuple[int, int], Row], edges: Sequence[float
                                    hatch=HATCH.get(row["verdict"], "")))  # fmt: skip
         elif math.isinf(value):
             ax.plot([x], [y], "x", color=ink_on(colours.steps[-1]), ms=4, mew=1.2)
-        if row["source"]:
+        if row.get("source"):
             # Two lines, so that the frame shows on light and on dark cells.
             for inset, colour in ((0.06, colours.ink), (0.14, colours.page)):
                 ax.add_patch(Rectangle((x - 0.5 + inset, y - 0.5 + inset), 1 - 2 * inset, 1 - 2 * inset,

@@ -126,13 +126,13 @@ def grid_of(entry: Entry) -> tuple[dict[tuple[str, str], dict[int, Row]], list[R
 
 def points_of(rows: Mapping[int, Row], key: str, side: str | None = None) -> dict[int, float]:
     """One figure of each row by block, of `side` where given; rows it does not apply to are left out."""
-    found = {block: (row[side] or {}).get(key) if side else row[key] for block, row in rows.items()}
+    found = {block: (row.get(side) or {}).get(key) if side else row.get(key) for block, row in rows.items()}
     return {block: float(value) for block, value in sorted(found.items()) if value is not None}
 
 
 def excess_of(row: Row) -> float | None:
     """The excess for a plot: infinite where a checkpoint diverged without a figure (a NaN, a wrong shape)."""
-    if row["excess"] is None:
+    if row.get("excess") is None:
         return math.inf if row["verdict"] == "diverged" else None
     value = float(row["excess"])
     return math.inf if math.isnan(value) else value
@@ -165,6 +165,8 @@ def visible(text: str) -> str:
     Names come from other people's files. A mark that turns the reading direction around would
     make one name look like another one.
     """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
 
 
@@ -234,12 +236,18 @@ def log_axis(ax: Axes, values: Sequence[float], *, pad: float = 2.0) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
-def log_line(ax: Axes, points: Mapping[float, float], colours: Theme, **style: Any) -> None:
-    """A line on a log axis whose limits are set. Zeros sit on the lower edge, non-finite values on the upper one."""
+def log_line(ax: Axes, points: Mapping[int, float], colours: Theme, **style: Any) -> None:
+    """A line over blocks on a log axis whose limits are set, with gaps where there is no point.
+
+    Zeros sit on the lower edge of the panel, crosses for non-finite values at the upper one.
+    """
     low, high = ax.get_ylim()
-    xs = sorted(points)
-    ax.plot(xs, [min(max(points[x], low), high) if math.isfinite(points[x]) else math.nan for x in xs], **style)
-    mark_nonfinite(ax, [x for x in xs if not math.isfinite(points[x])], colours)
+    shown = {x: min(max(value, low), high) for x, value in points.items() if math.isfinite(value)}
+    xs = range(min(shown, default=0), max(shown, default=0) + 1)
+    ax.plot(xs, [shown.get(x, math.nan) for x in xs], **style)
+    alone = [x for x in shown if not {x - 1, x + 1} & shown.keys()]
+    ax.plot(alone, [shown[x] for x in alone], ".", color=style["color"], ms=5)
+    mark_nonfinite(ax, [x for x in points if x not in shown], colours)
 
 
 def mark_nonfinite(ax: Axes, xs: Sequence[float], colours: Theme) -> None:

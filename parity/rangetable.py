@@ -58,6 +58,12 @@ class RangeRow:
         """The larger documented end, as a magnitude."""
         return max(abs(self.low), abs(self.high))
 
+    def resolved(self, last_block: int | None) -> str:
+        """The checkpoint's full name in a model whose last block has this index."""
+        if last_block is None or not self.checkpoint.startswith(LAST):
+            return self.checkpoint
+        return f"{block_stage(last_block)}.{self.checkpoint.removeprefix(LAST)}"
+
     def chunk_indices(self) -> tuple[int, ...]:
         """Which parts of the last axis the row speaks of."""
         names = NORM_OUT_CHUNKS if self.checkpoint == "norm_out.mod" else MOD_CHUNKS
@@ -137,8 +143,7 @@ class RangeTable:
             checkpoint: its full name.
             last_block: index of the model's last block, for rows of ``block.last``.
         """
-        last = None if last_block is None else f"{block_stage(last_block)}."
-        return tuple(row for row in self.rows if checkpoint == row.checkpoint or checkpoint == _resolved(row, last))
+        return tuple(row for row in self.rows if row.resolved(last_block) == checkpoint)
 
     def check(self, row: RangeRow, stats: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """Judge one array's statistics by one row.
@@ -198,11 +203,6 @@ def _span(stats: Mapping[str, Any] | None, chunks: Sequence[int] = ()) -> tuple[
         if not all(math.isfinite(x) for pair in pairs for x in pair):
             return _NON_FINITE
     return min(low for low, _ in pairs), max(high for _, high in pairs)
-
-
-def _resolved(row: RangeRow, last: str | None) -> str | None:
-    """The checkpoint of a row of ``block.last``."""
-    return last + row.checkpoint.removeprefix(LAST) if last and row.checkpoint.startswith(LAST) else None
 
 
 def _table_problems(content: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """`report.html`: one offline page, a pure function of a ``parity.json`` dict.
 
 The verdict, counts, sources, cases and settings are plain HTML. The rows travel as columns of
-JSON, gzipped and in base64, and `report.js` draws the charts and the table from them. Figures in
+JSON, gzipped and in base64, and `charts.js` draws the charts and the table from them. Figures in
 the page have five significant digits; those in ``parity.json`` are exact, and its digest is on
 the page. The page's policy forbids every request and every script but its own.
 """
@@ -30,6 +30,7 @@ MEASURES = ("rel_rmse", "floor", "excess", "peak_excess", "rmse", "max_abs", "co
 WORDS = ("name", "stage", "shape", "dtype", "verdict", "reason", "floor_by", "max_at")
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
 DIGITS = {"cosine": 12}
+ASSETS = ("report.css", "charts.js", "table.js")
 TITLES = {"parity": "Parity", "divergence": "Divergence", "incomplete": "Incomplete"}
 
 
@@ -57,7 +58,8 @@ def report_html(run: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     run = spell_out(run)
     folder = resources.files("parity") / "templates"
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, charts, table = ((folder / name).read_text(encoding="utf-8") for name in ASSETS)
+    script = charts + table
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -75,7 +77,7 @@ def spell_out(value: Any) -> Any:
     """`value` with `visible` applied to every text in it, keys included."""
     if isinstance(value, str):
         return visible(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {visible(str(key)): spell_out(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [spell_out(item) for item in value]
@@ -89,7 +91,7 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}".replace(",", " ")
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
@@ -146,33 +148,34 @@ def spans(blocks: Iterable[int]) -> str:
 def first_entry(run: Mapping[str, Any]) -> int:
     """Index of the entry that the page opens with: the one of the first divergence, else the worst verdict."""
     first = run["first_divergence"]
-    order = ("divergence", "incomplete", "parity")
+    place = (first["case"], first["mode"], first["dtype"]) if first else None
+    order = {verdict: i for i, verdict in enumerate(("divergence", "incomplete", "parity"))}
 
     def rank(index: int) -> tuple[bool, int]:
         entry = run["cases"][index]
-        here = bool(first) and all(entry[a] == first[b] for a, b in (("name", "case"), ("mode", "mode"), ("dtype", "dtype")))
-        return not here, order.index(entry["verdict"]) if entry["verdict"] in order else 0
+        return (entry["name"], entry["mode"], entry["dtype"]) != place, order.get(entry["verdict"], 0)
 
     return min(range(len(run["cases"])), key=rank, default=0)
 
 
 def pack(run: Mapping[str, Any]) -> str:
-    """All rows by column, as base64 of gzip of JSON; `report.js` holds the reading side.
+    """All rows by column, as base64 of gzip of JSON; `charts.js` holds the reading side.
 
     A column of words is ``[distinct words, index of each row]``. Numbers have as many digits as
-    the page shows; a figure of the candidate that shows like the reference's is written as 0
-    in a string, which is shorter than any number.
+    the page shows; a figure of the candidate that shows like the reference's is written as "=".
     """
     rows = [row for entry in run["cases"] for row in entry["checkpoints"]]
-    columns = {key: _words(plain(row[key]) if row[key] is not None else "" for row in rows) for key in WORDS}
-    columns |= {key: _numbers((row[key] for row in rows), DIGITS.get(key, 5)) for key in MEASURES}
+    columns = {key: _words(_word(row.get(key)) for row in rows) for key in WORDS}
+    columns |= {key: _numbers((row.get(key) for row in rows), DIGITS.get(key, 5)) for key in MEASURES}
     for key in STATS:
-        reference, candidate = ([_number((row[side] or {}).get(key)) for row in rows] for side in ("reference", "candidate"))
+        reference, candidate = (
+            [_number((row.get(side) or {}).get(key)) for row in rows] for side in ("reference", "candidate")
+        )
         columns[f"reference.{key}"] = f"[{','.join(reference)}]"
         same = ('"="' if a == b else b for a, b in zip(reference, candidate, strict=True))
         columns[f"candidate.{key}"] = f"[{','.join(same)}]"
-    columns["flags"] = _numbers(row["source"] + 2 * row["propagated"] for row in rows)
-    ranges = [row["range"] or {} for row in rows]
+    columns["flags"] = _numbers(bool(row.get("source")) + 2 * bool(row.get("propagated")) for row in rows)
+    ranges = [row.get("range") or {} for row in rows]
     for key in ("row", "verdict"):
         columns[f"range.{key}"] = _words(item.get(key, "") for item in ranges)
     for key in ("low", "high", "factor"):
@@ -187,6 +190,11 @@ def pack(run: Mapping[str, Any]) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
+def _word(value: Any) -> str:
+    """Text of a column of words: an index as ``3, 17``, nothing as an empty text."""
+    return "" if value is None else value if isinstance(value, str) else ", ".join(map(str, value))
+
+
 def _words(values: Iterable[str]) -> str:
     index: dict[str, int] = {}
     codes = [index.setdefault(value, len(index)) for value in values]
@@ -198,20 +206,12 @@ def _numbers(values: Iterable[Any], digits: int = 5) -> str:
 
 
 def _number(value: Any, digits: int = 5) -> str:
-    """JSON of a figure in few characters: ``12346e-12`` for 1.2345678e-8."""
+    """JSON of a figure in few characters."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.{digits}g}"
     if value is None or isinstance(value, str):
         return json.dumps(value)
-    if isinstance(value, int):
-        return str(int(value))
-    if not math.isfinite(value):
-        return json.dumps(str(value))
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    sign, mantissa = ("-", mantissa[1:]) if mantissa[0] == "-" else ("", mantissa)
-    shown = mantissa.replace(".", "").rstrip("0") or "0"
-    power = int(exponent) - len(shown) + 1
-    if shown == "0":
-        return "0"
-    return sign + (shown + "0" * power if 0 <= power <= 2 else f"{shown}e{power}")
+    return str(int(value)) if isinstance(value, int) else json.dumps(str(value))
 
 
 def _share(counts: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:

@@ -281,17 +281,25 @@ class Builder:
         mlp = {"img": block.img_mlp.net, "txt": block.txt_mlp.net}
         levels = {s: self._levels(index, s) for s in STREAMS}
 
+        near = self._position_bias()
         for s in STREAMS:
-            self._fit_shift_scale(mod[s], cond, s, index)
+            first = (index, s) == (0, "img")
+            normed = getattr(block, f"{s}_norm1")(state[s]).flatten(0, 1)
+            self._fit_shift_scale(mod[s], 0, cond, normed, documented=first)
         x = self._inputs(index, {s: project[s][0] for s in STREAMS})
         for s in STREAMS:
             for linear in project[s]:
                 self._fit(linear, x[s], 1.0)
+            for linear in project[s][:2]:
+                linear.bias.add_(near).copy_(linear.bias.bfloat16())
         x = self._inputs(index, out)
         mid = {}
         for s in STREAMS:
-            y = self._fit(out[s], x[s], levels[s].attn, levels[s].attn_ends)
+            # Values have rms 1 and averaging shrinks what tokens do not share. Bringing that back to 1
+            # would multiply what they share, and errors in it, block after block.
+            y = self._fit(out[s], x[s], levels[s].attn, levels[s].attn_ends, floor=0.5)
             mid[s] = self._fit_gate(mod[s], 2, cond, state[s].flatten(0, 1), y, levels[s].gate1, levels[s].mid_ends)
+            self._fit_shift_scale(mod[s], 3, cond, getattr(block, f"{s}_norm2")(mid[s]))
         x = self._inputs(index, {s: mlp[s][0].proj for s in STREAMS})
         for s in STREAMS:
             self._fit(mlp[s][0].proj, x[s], 1.0)
@@ -301,6 +309,19 @@ class Builder:
             documented = TARGETS["block.00.img.mod"] if (index, s) == (0, "img") else None
             self._fit_gate(mod[s], 5, cond, mid[s], y, levels[s].gate2, levels[s].out_ends, documented)
 
+    def _position_bias(self) -> Tensor:
+        """A bias that queries and keys share, so that after rotation near tokens attend to each other.
+
+        It lies in the fast pairs of the row and column axes and has as much energy as the rest.
+        Attention is then sharp without being sensitive to its input, and no two positions are alike.
+        """
+        frame, *sides = self.preset.axes
+        fast = torch.cat([torch.zeros(frame)] + [
+            (10000.0 ** (-torch.arange(0, side, 2) / side) > 0.1).float().repeat_interleave(2) for side in sides
+        ])  # fmt: skip
+        bias = self._normal(self.preset.width).unflatten(0, (self.preset.heads, -1)) * fast
+        return (bias / bias.square().mean(1, keepdim=True).sqrt()).flatten()
+
     def _levels(self, index: int, stream: str) -> _Levels:
         """Documented levels in the first block; after it, a residual that grows evenly to the last."""
         size = SIZE[stream]
@@ -308,14 +329,14 @@ class Builder:
         growth = TARGETS["last.img.out"][1] / high
         reach = growth ** (index / (self.preset.num_layers - 1))
         out = _scaled((low, high), size * reach)
+        rms = float(self._state[stream].flatten(0, 1).square().mean(0).sqrt().median())
+        by_attention = ATTENTION * rms
         if index == 0:
             attn, mid, ffn = (_scaled(TARGETS[f"block.00.img.{kind}"], size) for kind in ("attn", "mid", "ffn"))
             return _Levels(
-                attn=attn[1] * BULK, gate1=mid[1] / attn[1], ffn=ffn[1] / 12, gate2=out[1] * BULK / (ffn[1] / 12),
+                attn=attn[1] * BULK, gate1=3 * by_attention / (attn[1] * BULK), ffn=ffn[1] / 12, gate2=out[1] * BULK / (ffn[1] / 12),
                 attn_ends=attn, mid_ends=mid, ffn_ends=ffn, out_ends=out,
             )  # fmt: skip
-        rms = float(self._state[stream].flatten(0, 1).square().mean(0).sqrt().median())
-        by_attention = ATTENTION * rms
         by_ffn = max((out[1] * BULK) ** 2 - rms**2 - by_attention**2, by_attention**2) ** 0.5
         # A product of gate and branch is split so that both stay at sizes known from the first block.
         attn, ffn = (2 * by_attention) ** 0.5, (50 * by_ffn) ** 0.5
@@ -324,21 +345,30 @@ class Builder:
             attn_ends=None, mid_ends=None, ffn_ends=(-12 * ffn, 12 * ffn), out_ends=out,
         )  # fmt: skip
 
-    def _fit_shift_scale(self, linear: nn.Linear, cond: Tensor, stream: str, index: int) -> None:
-        """Both shifts and scales. The two special channels are damped, except where the guide has them large."""
+    def _fit_shift_scale(
+        self, linear: nn.Linear, chunk: int, cond: Tensor, normed: Tensor, *, documented: bool = False
+    ) -> None:
+        """A shift and the scale after it.
+
+        The special channels, which fill most of the LayerNorm, are damped and the others brought
+        back to 1, as the real model does; where the guide has a range for it, all stand out.
+        """
         width = self.preset.width
-        for half in (0, 3):
-            shift, scale = (0.4 * self._normal(width).clamp(-2.5, 2.5) for _ in range(2))
-            scale[[self._low, self._high]] = -0.7
-            if (index, stream, half) == (0, "img", 0):
-                low, high = TARGETS["block.00.img.mod.shift_scale"]
-                shift[self._others] = torch.tensor([low, high], dtype=torch.float32)
-                scale[self._others] = -0.8
-                normed = self.model.transformer_blocks[0].img_norm1(self._state["img"]).flatten(0, 1)
-                self._meet_ends(normed, scale, shift, TARGETS["block.00.img.modulated"])
-            share = self._share()
-            _aim(linear, slice(half * width, (half + 1) * width), cond, shift, share)
-            _aim(linear, slice((half + 1) * width, (half + 2) * width), cond, scale, share)
+        ends = TARGETS["block.00.img.modulated"]
+        size = max(ends) * BULK if documented else 1.0
+        shift = 0.2 * size * self._normal(width).clamp(-2.5, 2.5)
+        grow = size / normed.square().mean(0).sqrt().median()
+        scale = grow * self._sizes(width) - 1
+        scale[[self._low, self._high]] = -0.7
+        if documented:
+            low, high = TARGETS["block.00.img.mod.shift_scale"]
+            scale.clamp_(max=0.9 * high)
+            shift[self._others] = torch.tensor([low, high], dtype=torch.float32)
+            scale[self._others] = 0
+            self._meet_ends(normed, scale, shift, ends)
+        share = self._share()
+        _aim(linear, slice(chunk * width, (chunk + 1) * width), cond, shift, share)
+        _aim(linear, slice((chunk + 1) * width, (chunk + 2) * width), cond, scale, share)
 
     def _meet_ends(self, normed: Tensor, scale: Tensor, shift: Tensor, ends: Range) -> None:
         """Set the special channels' scales so that (1 + scale)·normed + shift meets the ends."""
@@ -386,19 +416,19 @@ class Builder:
         share[[self._low, self._high, *self._others]] = FIRM
         return share
 
-    def _plan(self, y: Tensor, level: float, ends: Range | None, limit: float) -> tuple[Tensor, Tensor]:
+    def _plan(self, y: Tensor, level: float, ends: Range | None, limit: float, floor: float = 0) -> tuple[Tensor, Tensor]:
         rows = y.shape[1]
-        gain, bias = plan_rows(y, level * self._sizes(rows), 0.3 * level * self._normal(rows), limit)
+        gain, bias = plan_rows(y, level * self._sizes(rows), 0.2 * self._normal(rows), limit, floor)
         for channel, end in zip((self._low, self._high), ends or (), strict=False):
             gain[channel], bias[channel] = plan_end(y[:, channel], end)
         return gain, bias
 
-    def _fit(self, linear: nn.Linear, x: Tensor, level: float, ends: Range | None = None) -> Tensor:
+    def _fit(self, linear: nn.Linear, x: Tensor, level: float, ends: Range | None = None, floor: float = 0) -> Tensor:
         """Give a layer's ordinary rows the rms `level` and its special ones their ends; its output, N R."""
         y = F.linear(x, linear.weight)
         # A third of the ends leaves room for the largest gates on top.
         limit = min(map(abs, ends)) / 3 if ends else torch.inf
-        _place(linear, *self._plan(y, level, ends, limit))
+        _place(linear, *self._plan(y, level, ends, limit, floor))
         return linear(x)
 
     def _inputs(self, index: int, linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 
 from parity import verdict
 from parity.case import Case
-from parity.errors import WeightsError
+from parity.errors import PreconditionError, WeightsError
 from parity.lockstep import Lockstep, Unit, iterate
 from toy import GRAPH, ToyPort
 
@@ -100,6 +100,28 @@ def test_a_candidate_that_raises_ends_its_chain_and_not_the_run():
     assert [judged["isolated"][n]["verdict"] for n in GRAPH.expected] == ["match", "skipped", "skipped", "match"]
     assert [judged["accumulated"][n]["verdict"] for n in GRAPH.expected] == ["match", "skipped", "skipped", "skipped"]
     assert "ended in an earlier stage" in judged["accumulated"]["final"]["reason"]
+
+
+def test_a_candidate_that_cannot_load_a_stage_is_skipped_there():
+    class Broken(ToyPort):
+        def open(self, *args, **options):
+            session = super().open(*args, **options)
+            load = session.load
+            session.load = lambda stage: load(stage if stage != "block.00" else 1 / 0)
+            return session
+
+    judged, _ = run(Broken())
+    assert judged["isolated"]["mid"]["reason"].startswith("loading the stage: the candidate raised ZeroDivisionError")
+    assert [judged["isolated"][n]["verdict"] for n in GRAPH.expected] == ["match", "skipped", "skipped", "match"]
+
+
+def test_a_candidate_that_cannot_open_the_checkpoint_is_one_line():
+    class Closed(ToyPort):
+        def open(self, *args, **options):
+            raise KeyError("img_in.weight")
+
+    with pytest.raises(PreconditionError, match="candidate toy does not open .* in float32: KeyError: 'img_in.weight'"):
+        run(Closed())
 
 
 def test_an_error_of_the_checkpoint_is_not_the_candidates_fault():

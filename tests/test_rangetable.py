@@ -1,14 +1,20 @@
 """Range tables: the guide's rows are all there, each verdict has a twin, TOML reads back exactly."""
 
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.errors import UsageError
+from parity import trace
+from parity.commands import ranges
+from parity.errors import EXIT_DIVERGENCE, EXIT_INCOMPLETE, EXIT_PARITY, OutputExistsError, UsageError
 from parity.names import qwen_image_transformer
 from parity.rangetable import MOD_CHUNKS, RangeRow, RangeTable
+from parity.runfolder import write_json
+from parity.stats import describe
 
 # (checkpoint, low, high) of the guide: its table, then the comments in its code.
 GUIDE_TABLE = [
@@ -235,3 +241,127 @@ def test_a_wrong_table_is_named(tmp_path, text, expected):
 def test_a_table_that_is_not_there():
     with pytest.raises(UsageError, match="known: qwen-image"):
         RangeTable.load("flux")
+
+
+def run_of(reached, *, chunks=None, judged=None, layers=60):
+    """`parity.json` with one case, in which every checkpoint reached (min, max)."""
+    rows = []
+    for name, (low, high) in reached.items():
+        side = {"min": low, "max": high, "nan": 0, "inf": 0}
+        row = {"name": name, "reference": side, "candidate": dict(side), "range": judged}
+        if chunks is not None and name.endswith(".mod"):
+            row["candidate"]["chunks"] = chunks
+        rows.append(row)
+    case = {"name": "square", "dtype": "float32", "mode": "isolated", "checkpoints": rows}
+    return {"schema": 1, "weights": {"config": {"num_layers": layers}}, "cases": [case]}
+
+
+def documented():
+    """Just what the guide documents; the wider of two rows of one checkpoint."""
+    reached = {}
+    for name, low, high in GUIDE_TABLE + GUIDE_COMMENTS:
+        seen = reached.get(name, (0, 0))
+        reached[name] = (min(low, seen[0]), max(high, seen[1]))
+    return reached
+
+
+CHUNKS = [[-30, 20], [-20, 19], [-132, 112], [0, 0], [0, 0], [0, 0]]
+
+
+def checked(tmp_path, run, **options):
+    write_json(tmp_path / "parity.json", run)
+    return ranges.check(tmp_path, **options)
+
+
+def test_check_passes_a_run_that_is_as_documented(tmp_path, capsys):
+    assert checked(tmp_path, run_of(documented(), chunks=CHUNKS)) == EXIT_PARITY
+    printed = capsys.readouterr().out
+    assert "21 of 21 rows checked: 21 inside, 0 absent, 0 outside" in printed
+    assert "never show parity" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("factor", [0.1, 10])
+def test_check_names_the_row_that_is_not(tmp_path, capsys, factor):
+    reached = documented()
+    reached["final"] = (-4.5 * factor, 4.5 * factor)
+    assert checked(tmp_path, run_of(reached, chunks=CHUNKS)) == EXIT_DIVERGENCE
+    verdict = "outside" if factor > 1 else "absent"
+    assert f"Final output: {verdict} in square float32 isolated" in capsys.readouterr().out
+
+
+def test_check_sees_non_finite_values(tmp_path):
+    run = run_of(documented(), chunks=CHUNKS)
+    run["cases"][0]["checkpoints"][0]["candidate"]["nan"] = 1
+    assert checked(tmp_path, run) == EXIT_DIVERGENCE
+    assert checked(tmp_path, run, side="reference") == EXIT_PARITY
+
+
+def test_check_says_when_nothing_could_be_checked(tmp_path, capsys):
+    assert checked(tmp_path, run_of({"txt_in": (-1, 1)})) == EXIT_INCOMPLETE
+    assert "0 of 21 rows checked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("row", "code"), [("scale/shift", EXIT_DIVERGENCE), ("another", EXIT_INCOMPLETE)])
+def test_check_takes_over_the_runs_own_verdict_on_chunks(tmp_path, row, code):
+    judged = {"row": row, "low": -30, "high": 20, "verdict": "outside", "factor": 9.0}
+    reached = {"block.00.img.mod": (-132, 112)}
+    (tmp_path / "t.toml").write_text(
+        'schema = 1\nname = "t"\n[[row]]\nname = "scale/shift"\ncheckpoint = "block.00.img.mod"\n'
+        'chunks = ["shift1"]\nlow = -30\nhigh = 20\nsource = "s"\n'
+    )
+    assert checked(tmp_path, run_of(reached, judged=judged), table=str(tmp_path / "t.toml")) == code
+
+
+def test_check_reads_a_trace(tmp_path):
+    stats = {"img_in": asdict(describe(np.array([-15.0, 16.0])))}
+    trace.write(tmp_path / "good", stats, {"config": {"num_layers": 60}})
+    stats = {"img_in": asdict(describe(np.array([-150.0, 16.0])))}
+    trace.write(tmp_path / "bad", stats, {"config": {"num_layers": 60}})
+    assert ranges.check(tmp_path / "good") == EXIT_PARITY
+    assert ranges.check(tmp_path / "bad") == EXIT_DIVERGENCE
+
+
+def test_a_damaged_trace_is_a_usage_error(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"config": {"num_layers": 60}}')
+    (tmp_path / "stats.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match="not a trace this version reads"):
+        ranges.check(tmp_path)
+
+
+def test_record_writes_what_check_accepts_and_overwrites_nothing(tmp_path, capsys):
+    run = run_of(documented(), chunks=CHUNKS)
+    wider = run_of({"final": (-9, 2)})["cases"][0]
+    run["cases"].append(wider)
+    write_json(tmp_path / "parity.json", run)
+    out = tmp_path / "own.toml"
+    assert ranges.record(tmp_path, out=out) == EXIT_PARITY
+    (final,) = RangeTable.load(out).rows_for("final")
+    assert (final.low, final.high) == (-9, 4.5)
+    assert ranges.check(tmp_path, table=str(out)) == EXIT_PARITY
+    with pytest.raises(OutputExistsError, match="--force"):
+        ranges.record(tmp_path, out=out)
+    assert ranges.record(tmp_path, out=out, force=True) == EXIT_PARITY
+    assert "own.toml: 15 ranges" in capsys.readouterr().out
+
+
+def test_record_wants_a_toml_file(tmp_path):
+    with pytest.raises(UsageError, match="ends in"):
+        ranges.record(tmp_path, out=tmp_path / "table")
+
+
+def test_names_from_a_run_do_not_reach_the_terminal_raw(tmp_path, capsys):
+    run = run_of({"img_in": (-999, 999)})
+    run["cases"][0]["name"] = "\x1b[31mred\u202e"
+    assert checked(tmp_path, run) == EXIT_DIVERGENCE
+    printed = capsys.readouterr().out
+    assert "\\x1b[31mred\\u202e" in printed
+    assert "\x1b" not in printed
+
+
+def test_show_prints_every_row(capsys):
+    assert ranges.show() == EXIT_PARITY
+    printed = capsys.readouterr().out
+    assert all(row.name in printed and row.source in printed for row in RangeTable.load("qwen-image").rows)
+    assert "[-25k, 26k]" in printed
+    assert "[-45M, 46M]" in printed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,12 +96,16 @@ def show(table: str = "qwen-image", /) -> int:
     """
     ranges = RangeTable.load(table)
     out = Console(width=WIDTH, highlight=False)
-    grid = _grid("row", "checkpoint", "range", "source")
-    for row in ranges.rows:
-        chunks = f" ({', '.join(row.chunks)})" if row.chunks else ""
-        grid.add_row(*map(Text, (row.name, row.checkpoint + chunks, _range(row.low, row.high), row.source)))
     out.print(Text(_safe(ranges.title or ranges.name), "bold"))
-    out.print(grid)
+    for source, rows in groupby(ranges.rows, lambda row: row.source):
+        grid = _grid("row", "checkpoint", "range")
+        for row in rows:
+            chunks = f" ({', '.join(row.chunks)})" if row.chunks else ""
+            grid.add_row(*map(Text, (row.name, row.checkpoint + chunks, _range(row.low, row.high))))
+        out.print()
+        out.print(Text(source, "italic"))
+        out.print(grid)
+    out.print()
     policy = f"outside: beyond an end times {ranges.slack:g}; absent: under the larger end over {ranges.absent:g}"
     out.print(Text(policy, "dim"))
     return EXIT_PARITY
@@ -134,12 +139,10 @@ def _worst(ranges: RangeTable, row: RangeRow, units: Iterable[Unit]) -> tuple[di
     """The worst verdict of a row over all units, and where; None where nothing could be checked."""
     found = []
     for label, stats, last in units:
-        for checkpoint, figures in stats.items():
-            if row not in ranges.rows_for(checkpoint, last):
-                continue
-            checked = ranges.check(row, figures) or _judged(row, figures)
-            if checked is not None:
-                found.append((checked, label))
+        figures = stats.get(row.resolved(last))
+        checked = ranges.check(row, figures) or _judged(row, figures)
+        if checked is not None:
+            found.append((checked, label))
     return max(found, key=lambda one: (_SEVERITY.index(one[0]["verdict"]), _badness(one[0])), default=None)
 
 
@@ -147,9 +150,9 @@ def _badness(checked: Mapping[str, Any]) -> float:
     return -checked["factor"] if checked["verdict"] == "absent" else checked["factor"]
 
 
-def _judged(row: RangeRow, figures: Stats) -> dict[str, Any] | None:
+def _judged(row: RangeRow, figures: Stats | None) -> dict[str, Any] | None:
     """The verdict that the run itself came to on this very row, if it did."""
-    judged = figures.get("judged") or {}
+    judged = (figures or {}).get("judged") or {}
     same = [judged.get(key) for key in ("row", "low", "high")] == [row.name, row.low, row.high]
     return judged if same else None
 
@@ -171,13 +174,16 @@ def _joined(units: Iterable[Unit]) -> dict[str, dict[str, Any]]:
 
 def _print_check(ranges: RangeTable, worst: Mapping[str, tuple[dict[str, Any], str] | None]) -> None:
     out = Console(width=WIDTH, highlight=False)
-    grid = _grid("row", "checkpoint", "documented", "verdict", "factor", "where")
+    grid = _grid("row", "checkpoint", "documented", "verdict", "factor")
     for row in ranges.rows:
-        found, where = worst[row.name] or ({"verdict": "not checked", "factor": None}, "")
+        found, _ = worst[row.name] or ({"verdict": "not checked", "factor": None}, "")
         verdict, factor = found["verdict"], found["factor"]
         cells = (row.name, row.checkpoint, _range(row.low, row.high))
-        grid.add_row(*map(Text, cells), Text(verdict, STYLE[verdict]), _factor(factor), Text(where))
+        grid.add_row(*map(Text, cells), Text(verdict, STYLE[verdict]), _factor(factor))
     out.print(grid)
+    for name, (found, where) in ((name, one) for name, one in worst.items() if one):
+        if found["verdict"] != "inside":
+            out.print(Text(f"{name}: {found['verdict']} in {where}", STYLE[found["verdict"]]))
     count = [found["verdict"] for found, _ in filter(None, worst.values())]
     said = ", ".join(f"{count.count(verdict)} {verdict}" for verdict in _SEVERITY)
     out.print(Text(f"{len(count)} of {len(ranges.rows)} rows checked: {said}"))
@@ -187,7 +193,7 @@ def _print_check(ranges: RangeTable, worst: Mapping[str, tuple[dict[str, Any], s
 def _grid(*columns: str) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in columns:
-        grid.add_column(column, no_wrap=column in ("verdict", "factor"), overflow="fold")
+        grid.add_column(column, no_wrap=column != "row", overflow="fold")
     return grid
 
 
@@ -205,7 +211,7 @@ def _number(x: float) -> str:
 def _factor(factor: float | None) -> str:
     if factor is None:
         return ""
-    return f"{factor:.2f}" if factor < 100 else "inf" if math.isinf(factor) else f"{factor:.0e}"
+    return "∞" if math.isinf(factor) else f"{factor:.2g}" if factor < 100 else f"{factor:.0e}"
 
 
 def _safe(text: str) -> str:

@@ -1,0 +1,180 @@
+// The table of checkpoints, the cards, and what ties them to the charts.
+
+const PAGE = 100;
+const COLUMNS = [
+  { title: "Checkpoint", of: (row) => row.i },
+  { title: "Verdict", name: "verdict", of: (row) => ["match", "skipped", "uncertain", "missing", "suspect", "diverged"].indexOf(row.verdict) },
+  { title: "Excess", name: "number", of: excess },
+  { title: "Rel. RMSE", name: "number mid", of: (row) => number(row.rel_rmse), text: (row) => format(row.rel_rmse) },
+  { title: "Floor", name: "number mid", of: (row) => number(row.floor), text: (row) => format(row.floor) },
+  { title: "Candidate’s range", name: "tail far", of: (row) => number(row.candidate.absmax), text: (row) => `${format(row.candidate.min)} … ${format(row.candidate.max)}` },
+  { title: "Documented", name: "tail far", of: (row) => number(row.range?.factor), text: (row) => rangeText(row.range) },
+];
+const rangeText = (range) => (range ? `${short(number(range.low))} … ${short(number(range.high))}, ${range.verdict}${range.verdict === "inside" ? "" : ` (${format(range.factor)}×)`}` : "—");
+
+function start(data) {
+  const byId = (id) => document.getElementById(id), form = byId("filters"), table = byId("rows"), pager = byId("pager");
+  const state = { entry: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [], first: "" };
+
+  function matches(row, want) {
+    const text = want.search.trim().toLowerCase();
+    // block.NN stands for any block, as in the table of sources.
+    const hay = [row.name, row.name.replace(/^block\.\d+/, "block.NN"), row.reason].join("\n").toLowerCase();
+    return (!text || hay.includes(text)) && (want.verdict === "" || (want.verdict === "!match" ? row.verdict !== "match" : want.verdict === "source" ? row.source : row.verdict === want.verdict))
+      && (want.stream === "" || (row.stream || "none") === want.stream) && (want.block === "" || row.block === Number(want.block))
+      && ["name", "dtype", "mode"].every((key) => want[key] === "" || row.entry[key] === want[key]);
+  }
+
+  function refresh() {
+    const want = Object.fromEntries(new FormData(form)), column = COLUMNS[state.sort];
+    state.found = data.rows.filter((row) => matches(row, want));
+    const key = new Map(state.found.map((row) => [row, column.of(row)]));
+    state.found.sort((a, b) => {
+      const p = key.get(a), q = key.get(b);
+      if (Number.isNaN(p) || Number.isNaN(q)) return Number.isNaN(p) - Number.isNaN(q) || a.i - b.i;
+      return (p === q ? 0 : (p < q) === state.down ? 1 : -1) || a.i - b.i;
+    });
+    const pages = Math.max(1, Math.ceil(state.found.length / PAGE));
+    state.page = Math.min(state.page, pages - 1);
+    byId("count").textContent = `${state.found.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} checkpoints`;
+    pager.hidden = pages < 2;
+    pager.querySelector("span").textContent = `Page ${state.page + 1} of ${pages}`;
+    pager.querySelector('[data-step="-1"]').disabled = state.page === 0;
+    pager.querySelector('[data-step="1"]').disabled = state.page === pages - 1;
+    table.tHead.querySelectorAll("th").forEach((th, k) => {
+      th.setAttribute("aria-sort", k !== state.sort ? "none" : state.down ? "descending" : "ascending");
+      th.querySelector("span").textContent = k !== state.sort ? "" : state.down ? " ↓" : " ↑";
+    });
+    const several = new Set(state.found.map((row) => row.which)).size > 1;
+    table.tBodies[0].replaceChildren(...state.found.slice(state.page * PAGE, (state.page + 1) * PAGE).flatMap((row) => lines(row, several)));
+  }
+
+  function lines(row, several) {
+    const tr = make("tr", { "data-row": row.i }), th = make("th", { scope: "row" }, tr), shown = state.open.has(row.i);
+    const button = make("button", { type: "button", "aria-expanded": shown }, th);
+    make("bdi", {}, button, row.name);
+    if (row.source || row.propagated) make("span", { class: "tag" }, th, row.source ? "source" : "propagated");
+    if (several) make("bdi", { class: "meta where" }, th, `${row.entry.name} · ${row.entry.dtype} · ${row.entry.mode}`);
+    make("span", { class: "chip " + row.verdict }, make("td", {}, tr), row.verdict);
+    make("td", { class: "number" }, tr, times(row));
+    for (const column of COLUMNS.slice(3)) make("td", { class: column.name }, tr, column.text(row));
+    button.onclick = () => { state.open[shown ? "delete" : "add"](row.i); refresh(); focusRow(row.i); };
+    return shown ? [tr, detail(row)] : [tr];
+  }
+
+  function detail(row) {
+    const tr = make("tr", { class: "detail" }), box = make("div", { class: "columns" }, make("td", { colspan: COLUMNS.length }, tr));
+    const facts = (title, pairs) => {
+      const block = make("div", {}, box), list = (make("h3", {}, block, title), make("dl", {}, block));
+      for (const [key, value] of pairs) { make("dt", {}, list, key); make("bdi", {}, make("dd", {}, list), value === "" ? "—" : value); }
+    };
+    facts("What", [["verdict", row.verdict], ["reason", row.reason], ["stage", row.stage], ["shape", row.shape], ["dtype", row.dtype],
+      ["entry", `${row.entry.name} · ${row.entry.dtype} · ${row.entry.mode}`], ["role", row.source ? "source of a divergence" : row.propagated ? "propagated" : ""]]);
+    facts("Error", [...MEASURES.map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
+    const values = make("div", {}, box), list = (make("h3", {}, values, "Values"), make("table", {}, values));
+    const line = (cells, tag) => { const tr = make("tr", {}, list); cells.forEach((text, k) => make(k ? tag : "th", k ? { class: "number" } : { scope: tag === "th" ? "col" : "row" }, tr, text)); };
+    line(["", "reference", "candidate"], "th");
+    for (const key of STATS) line([key, format(row.reference[key]), format(row.candidate[key])], "td");
+    if (row.range) facts("Documented range", [["row", row.range.row], ["from", format(row.range.low)], ["to", format(row.range.high)], ["verdict", row.range.verdict], ["factor", format(row.range.factor)]]);
+    return tr;
+  }
+
+  const focusRow = (i) => table.querySelector(`tr[data-row="${i}"] button`)?.focus();
+
+  function setFilters(values) {
+    form.reset();
+    for (const [key, value] of Object.entries(values)) form.elements[key].value = value;
+    Object.assign(state, { page: 0, sort: 0, down: false });
+  }
+  const entryFilter = (which) => (({ name, dtype, mode }) => ({ name, dtype, mode }))(data.entries[which]);
+
+  function openRow(i) {
+    const row = data.rows[i];
+    setFilters({ ...entryFilter(row.which), search: row.name });
+    state.open.add(i);
+    refresh();
+    byId("checkpoints").scrollIntoView();
+    focusRow(i);
+  }
+
+  function draw() {
+    const entry = data.entries[state.entry], rows = data.rows.slice(entry.start, entry.start + entry.rows), select = byId("kind");
+    const kinds = [...new Set(rows.filter((row) => row.stream).map((row) => row.kind))], source = rows.find((row) => row.source && row.stream);
+    if (!kinds.includes(state.kind)) state.kind = source ? source.kind : kinds.includes("out") ? "out" : kinds[0] || "";
+    select.replaceChildren(...kinds.map((kind) => make("option", {}, null, kind)));
+    select.value = state.kind;
+    byId("kindname").textContent = state.kind;
+    byId("shown").textContent = `${entry.name} · ${entry.dtype} · ${entry.mode}`;
+    drawHeatmap(data, rows, entry, openRow);
+    drawExcess(data, rows, entry);
+    drawGrowth(rows, entry);
+    drawKind(rows, entry, state.kind);
+  }
+
+  function choose(which, filter) {
+    state.entry = which;
+    document.querySelectorAll(".card").forEach((card) => card.setAttribute("aria-pressed", String(Number(card.dataset.entry) === which)));
+    if (filter) { setFilters(entryFilter(which)); refresh(); }
+    draw();
+  }
+
+  const head = make("tr", {}, table.tHead);
+  COLUMNS.forEach((column, k) => {
+    const button = make("button", { type: "button" }, make("th", { scope: "col", class: column.name || "" }, head), column.title);
+    make("span", { "aria-hidden": "true" }, button);
+    button.onclick = () => { Object.assign(state, { down: state.sort === k ? !state.down : k > 0, sort: k, page: 0 }); refresh(); };
+  });
+  for (const key of ["name", "dtype", "mode"]) for (const value of new Set(data.entries.map((entry) => entry[key]))) make("option", { value }, form.elements[key], value);
+  form.oninput = () => { state.page = 0; refresh(); };
+  form.onsubmit = (event) => event.preventDefault();
+  form.onreset = () => setTimeout(() => { state.page = 0; refresh(); });
+  pager.onclick = (event) => {
+    if (!event.target.dataset.step) return;
+    state.page += Number(event.target.dataset.step);
+    refresh();
+    byId("checkpoints").scrollIntoView();
+  };
+  table.onkeydown = (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key], all = [...table.tBodies[0].querySelectorAll("button")];
+    const next = step && all[all.indexOf(event.target) + step];
+    if (next) { event.preventDefault(); next.focus(); }
+  };
+  byId("kind").onchange = (event) => { state.kind = event.target.value; draw(); };
+  document.querySelectorAll(".card").forEach((card) => { card.onclick = () => choose(Number(card.dataset.entry), true); });
+  document.querySelectorAll(".jump").forEach((link) => { link.onclick = (event) => {
+    event.preventDefault();
+    const { entry, name, search } = link.dataset;
+    const row = name && data.rows.find((r) => r.which === Number(entry) && r.name === name);
+    if (row) return openRow(row.i);
+    setFilters({ search: name || search, verdict: "source" });
+    refresh();
+    byId("checkpoints").scrollIntoView();
+  }; });
+  for (const node of [form, table, byId("figures")]) node.hidden = false;
+  byId("message").hidden = true;
+  let timer = 0;
+  addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(draw, 120); });
+  const pressed = document.querySelector('.card[aria-pressed="true"]');
+  if (pressed) choose(Number(pressed.dataset.entry), true);
+}
+
+function theme() {
+  const button = document.getElementById("theme"), names = ["system", "light", "dark"];
+  let now = 0;
+  button.hidden = false;
+  button.onclick = () => {
+    now = (now + 1) % names.length;
+    document.documentElement.dataset.theme = names[now];
+    button.textContent = "Theme: " + names[now];
+  };
+}
+
+theme();
+if (typeof DecompressionStream === "undefined") {
+  document.getElementById("message").textContent = "This browser cannot unpack the rows (it lacks DecompressionStream). Charts and table need a newer one; parity.json has every figure.";
+} else {
+  decode(document.getElementById("data").textContent).then(start).catch((error) => {
+    document.getElementById("message").textContent = "The rows in this page could not be read: " + error.message;
+    throw error;
+  });
+}
