@@ -179,7 +179,7 @@ def cut(text: str, length: int) -> str:
 def slug(text: str) -> str:
     """A part of a file name, lower case. Different texts get different ones, on any file system."""
     plain = re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-")[:40]
-    if plain == text:
+    if plain and plain == text:
         return plain
     return f"{plain or 'case'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
