@@ -21,6 +21,9 @@ from parity.tap import scope, tap
 from .layers import AdaLayerNormOut, Linear, RMSNorm, TimeTextEmbed, TransformerBlock
 from .rope import TIME_CHANNELS, Shape, rotary_tables
 
+# The published Qwen-Image has it in its config.json; diffusers dropped it in #12057, it never had an effect.
+RETIRED_KEYS = ("pooled_projection_dim",)
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -58,7 +61,7 @@ class TransformerConfig:
             ValueError: keys that this model does not know.
         """
         known = {field.name for field in fields(cls)}
-        given = {key: value for key, value in config.items() if not key.startswith("_")}
+        given = {key: value for key, value in config.items() if not key.startswith("_") and key not in RETIRED_KEYS}
         if strangers := sorted(given.keys() - known):
             raise ValueError(f"config has unknown keys {', '.join(strangers)}; known: {', '.join(sorted(known))}")
         if "axes_dims_rope" in given:

@@ -132,7 +132,7 @@ def qwen_image_transformer(num_layers: int, level: str = "full") -> Graph:
     if num_layers < 1:
         raise ValueError(f"a transformer has at least one block, not {num_layers}")
     parents = dict(_EMBED)
-    stage = {name: "embed" for name in parents}
+    stage = dict.fromkeys(parents, "embed")
     for index in range(num_layers):
         for name, its_parents in _block(index):
             parents[name] = its_parents

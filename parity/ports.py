@@ -109,4 +109,6 @@ def open_port(spec: str) -> Port:
     try:
         return getattr(module, attribute)()
     except AttributeError as error:
-        raise UsageError(f"module {module_name!r} has no {attribute!r}; a port is named package.module:attribute ({error})") from error
+        raise UsageError(
+            f"module {module_name!r} has no {attribute!r}; a port is named package.module:attribute ({error})"
+        ) from error

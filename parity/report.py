@@ -31,6 +31,7 @@ WORDS = ("name", "stage", "shape", "dtype", "verdict", "reason", "floor_by", "ma
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
 DIGITS = {"cosine": 12}
 ASSETS = ("report.css", "charts.js", "table.js")
+TOKENS = (("image_tokens", "image tokens"), ("text_tokens", "text tokens"))
 TITLES = {"parity": "Parity", "divergence": "Divergence", "incomplete": "Incomplete"}
 
 
@@ -105,8 +106,10 @@ def card(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows of a case entry: verdict, counts, the largest excess and where it is."""
     known = [(value, row["name"]) for row in entry["checkpoints"] if (value := excess_of(row)) is not None]
     worst, where = max(known, key=lambda pair: pair[0], default=(None, ""))
+    inputs = entry.get("inputs") or {}
     text = "—" if worst is None else "not finite" if math.isinf(worst) else f"{worst:.3g}"
-    return {**{key: entry[key] for key in ("name", "mode", "dtype", "verdict", "counts", "inputs")},
+    return {**{key: entry[key] for key in ("name", "mode", "dtype", "verdict", "counts")},
+            "size": " and ".join(f"{plain(inputs[key])} {word}" for key, word in TOKENS if key in inputs),
             "title": TITLES.get(entry["verdict"], entry["verdict"]), "worst": text, "where": where,
             "sources": len(entry["sources"]), "blocks": blocks_of(entry)}  # fmt: skip
 

@@ -66,7 +66,7 @@ class _HalfOnCpu(TorchFunctionMode):
         super().__init__()
         self._round = round_probabilities
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is F.linear and args[0].dtype in HALF:
             return self._linear(*args, **kwargs)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -485,19 +486,32 @@ def write(preset: Preset, seed: int, folder: Path, progress: Callable[[str], Non
     """
     target = folder / "transformer"
     target.mkdir()
-    builder, shards = Builder(preset, seed), _Shards(target, preset.shard_bytes)
-    builder.model.save_config(target)
-    for stage in builder.stages:
-        progress(stage)
-        for key, tensor in builder.tensors(stage):
-            shards.add(key, tensor)
-    shards.close()
+    with _threads(preset):
+        builder, shards = Builder(preset, seed), _Shards(target, preset.shard_bytes)
+        builder.model.save_config(target)
+        for stage in builder.stages:
+            progress(stage)
+            for key, tensor in builder.tensors(stage):
+                shards.add(key, tensor)
+        shards.close()
     about = {
         "schema": 1, "preset": preset.name, "seed": seed, "format": FORMAT,
         "calibration": describe_case(), "achieved": builder.achieved,
     }  # fmt: skip
     (target / SYNTHETIC).write_text(json.dumps(about, indent=2) + "\n")
     return builder.achieved
+
+
+@contextmanager
+def _threads(preset: Preset) -> Iterator[None]:
+    """One thread for a narrow model: on its small matrices more of them only wait for each other."""
+    before = torch.get_num_threads()
+    if preset.width < 1024:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Shards:

@@ -27,6 +27,9 @@ from reference.precision import widen_islands
 
 Tensors = dict[str, Any]
 
+# The published Qwen-Image has it in its config.json; diffusers dropped it in #12057, it never had an effect.
+RETIRED_KEYS = ("pooled_projection_dim",)
+
 
 def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> QwenImageTransformer2DModel:
     """An instrumented model without weights (all parameters on the meta device).
@@ -36,7 +39,7 @@ def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Q
         dtype: dtype of the weights to come; float64 also widens the model's float32 islands.
         device: where the rotary tables live.
     """
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    config = {key: value for key, value in config.items() if not key.startswith("_") and key not in RETIRED_KEYS}
     with torch.device("meta"):
         model = QwenImageTransformer2DModel(**config).eval()
     rope = type(model.pos_embed)
@@ -96,12 +99,12 @@ def _instrument_block(block: torch.nn.Module, here: str, exact_rotation: bool) -
         _tap_input(getattr(block, f"{s}_mlp"), f"{here}.{s}.modulated2")
         _tap_output(getattr(block, f"{s}_mlp"), f"{here}.{s}.ffn")
 
-    def tap_attention_input(_module, _args, kwargs) -> None:  # noqa: ANN001
+    def tap_attention_input(_module, _args, kwargs) -> None:
         tap(f"{here}.img.modulated", kwargs["hidden_states"])
         tap(f"{here}.txt.modulated", kwargs["encoder_hidden_states"])
 
-    def tap_pair(img: str, txt: str, swapped: bool):  # noqa: ANN202
-        def hook(_module, _args, output) -> None:  # noqa: ANN001
+    def tap_pair(img: str, txt: str, swapped: bool):
+        def hook(_module, _args, output) -> None:
             first, second = output
             tap(img, second if swapped else first)
             tap(txt, first if swapped else second)
@@ -116,20 +119,20 @@ def _instrument_block(block: torch.nn.Module, here: str, exact_rotation: bool) -
 
 
 def _tap_output(module: torch.nn.Module, name: str) -> None:
-    def hook(_module, _args, output) -> None:  # noqa: ANN001
+    def hook(_module, _args, output) -> None:
         tap(name, output)
 
     module.register_forward_hook(hook)
 
 
 def _tap_input(module: torch.nn.Module, name: str) -> None:
-    def hook(_module, args) -> None:  # noqa: ANN001
+    def hook(_module, args) -> None:
         tap(name, args[0])
 
     module.register_forward_pre_hook(hook)
 
 
-def _tap_tables(_module, _args, output) -> None:  # noqa: ANN001
+def _tap_tables(_module, _args, output) -> None:
     for name, table in zip(("rope.img", "rope.txt"), output, strict=True):
         tap(name, torch.view_as_real(table))
 

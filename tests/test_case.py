@@ -18,7 +18,8 @@ def make(**changes):
 def test_shapes_of_the_inputs():
     state = make(images=((64, 32), (16, 16))).inputs(CONFIG, "float32")
     assert {k: v.shape for k, v in state.items()} == {
-        "latents": (2, 9, 16), "prompt_embeds": (2, 5, 8), "timestep": (2,), "img_shapes": (2, 3), "prompt_mask": (2, 5),
+        "latents": (2, 9, 16), "prompt_embeds": (2, 5, 8), "timestep": (2,), "img_shapes": (2, 3),
+        "prompt_mask": (2, 5),
     }  # fmt: skip
     assert state["img_shapes"].tolist() == [[1, 4, 2], [1, 1, 1]]
     assert state["prompt_mask"].sum(1).tolist() == [5, 3]

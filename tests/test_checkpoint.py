@@ -12,6 +12,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from parity import checkpoint as ck
+from parity import transformer_shape as shape
 from parity.errors import EXIT_PRECONDITION, WeightsError
 
 SMALL = {
@@ -39,7 +40,7 @@ def shard_bytes(arrays, metadata=None, edit=None):
 
 def weights(config=SMALL, dtype=ml_dtypes.bfloat16):
     draw = np.random.default_rng(0)
-    return {n: draw.standard_normal(s).astype(dtype) for n, s in ck.expected_tensors(config).items()}
+    return {n: draw.standard_normal(s).astype(dtype) for n, s in shape.expected_tensors(config).items()}
 
 
 def shard_name(part, of):
@@ -50,7 +51,7 @@ def write(folder, arrays=None, config=SMALL, parts=3, metadata=None):
     """A checkpoint as diffusers writes it: sharded with an index, or one file where parts is 1."""
     arrays = weights(config) if arrays is None else arrays
     folder.mkdir(parents=True, exist_ok=True)
-    named = {"_class_name": ck.CLASS_NAME, "_diffusers_version": "0.42.1"}
+    named = {"_class_name": shape.CLASS_NAME, "_diffusers_version": "0.42.1"}
     (folder / "config.json").write_text(json.dumps(named | config))
     if parts == 1:
         (folder / ck.SINGLE).write_bytes(shard_bytes(arrays, metadata))
@@ -85,7 +86,7 @@ def edit_json(path, change):
 def test_a_sound_checkpoint_is_described(tmp_path, parts, below):
     write(tmp_path / below, parts=parts)
     found = ck.inspect(tmp_path)
-    expected = ck.expected_tensors(SMALL)
+    expected = shape.expected_tensors(SMALL)
     assert found.root == tmp_path / below
     assert {name: t.shape for name, t in found.tensors.items()} == expected
     assert found.parameters == sum(map(math.prod, expected.values()))
@@ -109,13 +110,13 @@ def test_expected_tensors_are_those_of_diffusers(flags):
     config = SMALL | flags
     with torch.device("meta"):
         model = QwenImageTransformer2DModel(**config)
-    assert ck.expected_tensors(config) == {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    assert shape.expected_tensors(config) == {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
 def test_the_published_configuration_has_1933_tensors_and_20_billion_parameters():
     with torch.device("meta"):
         model = QwenImageTransformer2DModel()
-    expected = ck.expected_tensors({})
+    expected = shape.expected_tensors({})
     assert expected == {name: tuple(t.shape) for name, t in model.state_dict().items()}
     assert len(expected) == 60 * 32 + 13
     assert round(sum(map(math.prod, expected.values())) / 1e9, 2) == 20.43
@@ -125,7 +126,7 @@ def test_defaults_are_those_of_diffusers():
     with torch.device("meta"):
         theirs = dict(QwenImageTransformer2DModel(num_layers=1).config)
     theirs = {key: value for key, value in theirs.items() if not key.startswith("_")}
-    assert asdict(ck.TransformerShape.of({"num_layers": 1})) == theirs
+    assert asdict(shape.TransformerShape.of({"num_layers": 1})) == theirs
 
 
 def test_a_file_of_safetensors_itself_is_read(tmp_path):
@@ -133,7 +134,7 @@ def test_a_file_of_safetensors_itself_is_read(tmp_path):
 
     write(tmp_path, parts=1)
     save_file(weights(dtype=np.float16), tmp_path / ck.SINGLE, metadata={"format": "pt"})
-    assert ck.inspect(tmp_path).dtypes == {"F16": len(ck.expected_tensors(SMALL))}
+    assert ck.inspect(tmp_path).dtypes == {"F16": len(shape.expected_tensors(SMALL))}
 
 
 def test_the_retired_key_of_the_published_configuration_is_accepted(tmp_path):
@@ -220,7 +221,7 @@ def test_comfyui_names_are_recognised(tmp_path):
     write(tmp_path, {f"model.diffusion_model.{k}": v for k, v in weights().items()}, parts=1)
     found = problems(tmp_path)
     assert "ComfyUI" in found[0]
-    assert len(found) == 1 + 2 * len(ck.expected_tensors(SMALL))
+    assert len(found) == 1 + 2 * len(shape.expected_tensors(SMALL))
 
 
 def test_shards_without_their_index(tmp_path):

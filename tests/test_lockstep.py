@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy import GRAPH, ToyPort
 
 from parity import verdict
 from parity.case import Case
 from parity.errors import PreconditionError, WeightsError
 from parity.lockstep import Lockstep, Unit, iterate
-from toy import GRAPH, ToyPort
 
 CASE = Case("toy", ((64, 64),), (3,), 0.5, 0)
 BOTH = ("isolated", "accumulated")
@@ -120,7 +120,7 @@ def test_a_candidate_that_cannot_open_the_checkpoint_is_one_line():
         def open(self, *args, **options):
             raise KeyError("img_in.weight")
 
-    with pytest.raises(PreconditionError, match="candidate toy does not open .* in float32: KeyError: 'img_in.weight'"):
+    with pytest.raises(PreconditionError, match=r"candidate toy does not open .* in float32: KeyError: 'img_in.weight'"):
         run(Closed())
 
 

@@ -95,7 +95,12 @@ def test_finishing_leaves_nothing_of_the_work(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not JSON"), ('{"schema": 2}', "schema 2, this version reads 1"), ("[]", "schema None"), (None, "expected a run folder")],
+    [
+        ("{", "not JSON"),
+        ('{"schema": 2}', "schema 2, this version reads 1"),
+        ("[]", "schema None"),
+        (None, "expected a run folder"),
+    ],
 )
 def test_reading_something_else(tmp_path, content, message):
     if content is not None:
@@ -129,5 +134,5 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
-    with pytest.raises(UsageError, match="cannot write .*: Permission denied; choose another --out"):
+    with pytest.raises(UsageError, match=r"cannot write .*: Permission denied; choose another --out"):
         RunFolder.open(tmp_path / "run", PLAN)

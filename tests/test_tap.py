@@ -37,9 +37,10 @@ def test_keep_stores_its_result_and_leaves_the_value_alone():
 
 
 def test_a_second_value_under_a_name_is_an_error():
-    with recording(Recorder()), pytest.raises(ValueError, match="'in' was tapped twice"):
+    with recording(Recorder()):
         model([0])
-        model([0])
+        with pytest.raises(ValueError, match="'in' was tapped twice"):
+            model([0])
 
 
 def test_a_scope_ends_when_the_body_raises():

@@ -135,7 +135,7 @@ def test_exchanged_shift_and_scale_start_at_modulated():
     graph = qwen_image_transformer(2)
     first = graph.expected.index("block.00.img.modulated")
     rows = [
-        row(name, **(OFF if i >= first and not name.endswith(("mod", ".normed")) or "01" in name else {}))
+        row(name, **(OFF if (i >= first and not name.endswith(("mod", ".normed"))) or "01" in name else {}))
         for i, name in enumerate(graph.expected)
     ]
     judged = verdict.judge(rows, graph, isolated=False)

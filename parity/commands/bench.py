@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from parity import bench, stopwatch, verdict
-from parity import checkpoint as checkpoints
+from parity.commands.weights_option import open_checkpoint
 from parity.errors import OutputExistsError, UsageError
 from parity.names import qwen_image_transformer
 from parity.ports import open_port
@@ -30,7 +30,9 @@ Repeats = Annotated[int, Parameter(help="timed passes")]
 Candidate = Annotated[str, Parameter(help="the port to measure")]
 
 
-def forward(*, repeats: Repeats = 7, dtype: Literal["float32", "bfloat16"] = "float32", out: Out = None, force: Force = False) -> int:
+def forward(
+    *, repeats: Repeats = 7, dtype: Literal["float32", "bfloat16"] = "float32", out: Out = None, force: Force = False
+) -> int:
     """Time a forward pass of MLX with and without an optimised BLAS, and of torch.
 
     Four blocks, D = 512, 256 image and 32 text tokens. torch's own bfloat16 GEMM is slow on
@@ -45,7 +47,8 @@ def forward(*, repeats: Repeats = 7, dtype: Literal["float32", "bfloat16"] = "fl
                 "mlx", folder, ["plain"], repeats=1, dtype=dtype, environment={"PARITY_BLAS": "none"}
             )
             rounds["mlx, PARITY_BLAS=none"] += slow["plain"]
-            rounds["torch"] += stopwatch.measure("torch", folder, ["untapped"], repeats=repeats, dtype=dtype)["untapped"]
+            torch = stopwatch.measure("torch", folder, ["untapped"], repeats=repeats, dtype=dtype)
+            rounds["torch"] += torch["untapped"]
     best = {name: stopwatch.fastest(seconds) for name, seconds in rounds.items()}
     figures = {name: {"seconds": seconds, "over_mlx": seconds / best["mlx"]} for name, seconds in best.items()}
     table = _table("one forward pass", "fastest, ms", "over mlx")
@@ -85,7 +88,7 @@ def clean(
     on these figures; reports/clean-runs.json has the ones they were set by.
     """
     _free(out, force)
-    found = _checked(weights)
+    found = open_checkpoint(weights, Console(stderr=True))
     graph = qwen_image_transformer(found.config["num_layers"], "full")
     ports = open_port("reference"), open_port(candidate)
     rows = []
@@ -137,7 +140,7 @@ def sensitivity(
     any planted error is not found at its own checkpoint.
     """
     _free(out, force)
-    found = _checked(weights)
+    found = open_checkpoint(weights, Console(stderr=True))
     graph = qwen_image_transformer(found.config["num_layers"], "full")
     ports = open_port("reference"), open_port(candidate)
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -167,12 +170,6 @@ def _checkpoint() -> Iterator[Path]:
         with Console(stderr=True).status("writing a random checkpoint"):
             random_checkpoint(stopwatch.CONFIG, Path(folder))
         yield Path(folder)
-
-
-def _checked(weights: str) -> checkpoints.Checkpoint:
-    from parity.commands.synth import resolve
-
-    return checkpoints.inspect(resolve(weights))
 
 
 def _table(first: str, *others: str) -> Table:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from parity import checkpoint as checkpoints
 from parity import suite as suites
-from parity.errors import UsageError
+from parity.commands.weights_option import open_checkpoint
 from parity.ports import open_port
 from parity.reporters import text
 from parity.run import Job
@@ -24,7 +24,6 @@ from parity.runfolder import RunFolder, to_json
 from parity.verdict import exit_code
 
 RUNS = Path("runs")
-SYNTHETIC = "synthetic:"
 
 
 def run(
@@ -42,7 +41,7 @@ def run(
     detail: Annotated[Literal["kinds", "block", "full"] | None, Parameter(help="which checkpoints")] = None,
     truth: Annotated[Literal["float64", "float32"], Parameter(help="dtype of the truth")] = "float64",
     out: Annotated[Path | None, Parameter(help="run folder; default runs/SUITE-DATE-TIME")] = None,
-    format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",  # noqa: A002
+    format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",
     force: Annotated[bool, Parameter(negative=(), help="overwrite a finished run in --out")] = False,
 ) -> int:
     """Compare a port with the reference, checkpoint by checkpoint.
@@ -58,7 +57,7 @@ def run(
     """
     chosen = suites.load(suite).narrowed(case, dtype, detail)
     err = Console(stderr=True, highlight=False)
-    checkpoint = _checked(weights or chosen.weights, err)
+    checkpoint = open_checkpoint(weights or chosen.weights, err)
     job = Job(chosen, checkpoint, open_port("reference"), open_port(candidate), candidate, truth)
     plan = job.plan(checkpoints.fingerprint(checkpoint))
     folder = RunFolder.open(out or _default_out(chosen.name, plan), plan, force=force)
@@ -67,20 +66,6 @@ def run(
     page = _render(result, folder.path, err)
     _print(result, format, page)
     return exit_code(result["verdict"])
-
-
-def _checked(weights: str, err: Console) -> checkpoints.Checkpoint:
-    """The checkpoint that was asked for, every tensor looked at."""
-    if weights.startswith(SYNTHETIC):
-        from parity.commands.synth import ensure
-
-        weights = str(ensure(weights.removeprefix(SYNTHETIC)))
-    found = checkpoints.inspect(Path(weights))
-    with err.status(f"checking {found.nbytes / 2**20:,.0f} MiB of weights"):
-        zero = checkpoints.check_finite(found)
-    if zero:
-        err.print(f"note: {len(zero)} tensors are all zero, the first is {zero[0]}", markup=False)
-    return found
 
 
 def _default_out(suite: str, plan: dict) -> Path:
@@ -104,13 +89,11 @@ def _render(result: dict, folder: Path, err: Console) -> Path:
     return page
 
 
-def _print(result: dict, format: str, page: Path) -> None:  # noqa: A002
+def _print(result: dict, format: str, page: Path) -> None:
     if format == "json":
         print(json.dumps(to_json(result), allow_nan=False))
     elif format == "md":
         print(text.markdown(result))
-    elif format == "table":
+    else:
         text.print_table(result)
         print(page)
-    else:
-        raise UsageError(f"no format {format!r}")

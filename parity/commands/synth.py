@@ -173,7 +173,7 @@ def _publish(temporary: Path, folder: Path, force: bool) -> None:
         raise
 
 
-class _progress:  # noqa: N801
+class _progress:
     """One bar on stderr, a step for each stage."""
 
     def __init__(self, what: str, steps: int) -> None:

@@ -68,7 +68,7 @@ def print_table(run: Mapping[str, Any]) -> None:
     if run["weights"]["synthetic"]:
         out.print(Text(f"Synthetic weights ({run['weights']['preset']}): random numbers, calibrated.", "yellow"))
     out.print(table)
-    out.print(Text("floor: the reference's own rounding noise (relative RMSE, median over checkpoints)", "dim"))
+    out.print(Text("floor: the reference's own rounding noise, median relative RMSE", "dim"))
     out.print(Text("median, worst: the candidate's error in units of that floor; up to 3 is a match", "dim"))
     out.print()
     for line in source_lines(run["cases"]):
@@ -93,10 +93,11 @@ def gather(names: Sequence[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(re.sub(r"^block\.\d+\.", "block.*.", name), []).append(name)
-    return [
-        f"{found[0]} (and in {len(found) - 1} more block{'s' if len(found) > 2 else ''})" if len(found) > 1 else found[0]
-        for found in kinds.values()
-    ]
+    return [found[0] + _in_more(len(found) - 1) for found in kinds.values()]
+
+
+def _in_more(blocks: int) -> str:
+    return "" if blocks == 0 else f" (and in {blocks} more block{'s' if blocks > 1 else ''})"
 
 
 def markdown(run: Mapping[str, Any]) -> str:

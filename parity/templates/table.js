@@ -155,7 +155,7 @@ function start(data) {
   let timer = 0;
   addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(draw, 120); });
   const pressed = document.querySelector('.card[aria-pressed="true"]');
-  if (pressed) choose(Number(pressed.dataset.entry), true);
+  if (pressed) choose(Number(pressed.dataset.entry), true); else refresh();
 }
 
 function theme() {
