@@ -112,7 +112,7 @@ def jitter(state: Mapping[str, np.ndarray], key: tuple[int, ...]) -> dict[str, n
     digest = hashlib.sha256(repr(key).encode()).digest()
     draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     moved = {}
-    for name, array in state.items():
+    for name, array in sorted(state.items()):  # a state read back from a file comes in another order
         constant = array.dtype not in DTYPES.values() or name.startswith("rope.")
         if constant or (name == "timestep" and array.dtype != np.float32):
             moved[name] = array

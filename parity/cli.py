@@ -20,6 +20,7 @@ app = App(
     ),
     result_action="return_value",
     exit_on_error=False,
+    suppress_keyboard_interrupt=False,
     print_error=False,
 )
 app.command("parity.commands.run:run", name="run")

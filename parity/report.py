@@ -110,13 +110,12 @@ def card(entry: Mapping[str, Any]) -> dict[str, Any]:
     text = "—" if worst is None else "not finite" if math.isinf(worst) else f"{worst:.3g}"
     return {**{key: entry[key] for key in ("name", "mode", "dtype", "verdict", "counts")},
             "size": " and ".join(f"{plain(inputs[key])} {word}" for key, word in TOKENS if key in inputs),
-            "title": TITLES.get(entry["verdict"], entry["verdict"]), "worst": text, "where": where,
-            "sources": len(entry["sources"]), "blocks": blocks_of(entry)}  # fmt: skip
+            "title": TITLES.get(entry["verdict"], entry["verdict"]), "worst": text, "where": where}  # fmt: skip
 
 
 def source_table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The sources of all entries, those that recur over blocks as one line each, most frequent first."""
-    found: dict[str, dict[str, set]] = {}
+    """The sources of all entries, those that recur over blocks as one line each, in order."""
+    found: dict[str, dict[str, Any]] = {}
     for entry in run["cases"]:
         label = f"{entry['name']} · {entry['dtype']} · {entry['mode']}"
         for name in entry["sources"]:

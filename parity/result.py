@@ -12,6 +12,7 @@ from typing import Any
 from parity import names, verdict
 from parity.names import Graph
 from parity.rangetable import RangeTable
+from parity.runfolder import from_json, to_json
 
 SCHEMA = 1
 Run = dict[str, Any]
@@ -56,10 +57,14 @@ _SEVERITY = ("inside", "absent", "outside")
 
 
 def range_of(row: Mapping[str, Any], table: RangeTable, last_block: int) -> dict[str, Any] | None:
-    """The worst of the documented ranges that speak of a row's checkpoint, on the candidate."""
+    """The worst of the documented ranges that speak of a row's checkpoint, on the candidate.
+
+    Among equals, a range of the whole checkpoint comes before one of some of its chunks.
+    """
+    speaking = sorted(table.rows_for(row["name"], last_block=last_block), key=lambda one: bool(one.chunks))
     found = [
         checked
-        for one in table.rows_for(row["name"], last_block=last_block)
+        for one in speaking
         if (checked := table.check(one, row["candidate"])) is not None
     ]
     return max(found, key=lambda one: _SEVERITY.index(one["verdict"]), default=None)
@@ -84,7 +89,7 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
         ),
         None,
     )
-    return {
+    run = {
         "schema": SCHEMA,
         "verdict": overall,
         "sentence": sentence(overall, counts, first, judged),
@@ -94,6 +99,8 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
         "thresholds": verdict.DEFAULT.as_dict(),
         "cases": judged,
     }
+    # As it will be read back, so that what is made from it now and later is the same to the byte.
+    return from_json(to_json(run))
 
 
 _ABOUT = ("weights", "environment", "suite", "command", "started", "seconds")

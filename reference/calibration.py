@@ -1,7 +1,7 @@
 """Where the activations of a synthetic checkpoint must land, on which inputs, and how a row gets there.
 
 B batch, L image tokens, S text tokens, J text-encoder width, C latent channels, N samples of
-a linear layer's input (B·L or B·S), R its rows.
+a linear layer's input (B·L or B·S), K its inputs, R its rows.
 
 The rows of a random linear layer are independent: a gain on a row's weights and a bias move
 its outputs anywhere, and no other row notices.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parity.names import block_stage
 
@@ -123,9 +123,7 @@ def misses(achieved: Mapping[str, Range]) -> list[str]:
     return lines
 
 
-def plan_rows(
-    y: Tensor, size: Tensor, bias: Tensor, limit: float, floor: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def plan_rows(y: Tensor, size: Tensor, bias: Tensor, limit: float, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """Gain and bias that give each row a size.
 
     What all samples have in common is kept. Cancelling it with the bias would leave livelier
@@ -145,7 +143,7 @@ def plan_rows(
     return gain * shrink, size * bias * shrink
 
 
-def plan_end(y: Tensor, target: float, share: float = 0.5) -> tuple[Tensor, Tensor]:
+def plan_end(y: Tensor, target: float, share: float = 0.3) -> tuple[Tensor, Tensor]:
     """Gain and bias that bring one row's most extreme sample to `target`.
 
     Args:
@@ -172,3 +170,24 @@ def solve_gate(base: Tensor, term: Tensor, target: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if float((base + middle * term).max()) < target else (low, middle)
     return low
+
+
+def place_rows(linear: nn.Linear, gain: Tensor, bias: Tensor) -> None:
+    """Apply a plan to all rows and round to what will be stored."""
+    linear.weight.mul_(gain[:, None]).copy_(linear.weight.bfloat16())
+    linear.bias.copy_(bias.bfloat16())
+
+
+def aim_rows(linear: nn.Linear, rows: slice, x: Tensor, aim: Tensor, share: Tensor) -> None:
+    """Bring rows that see one sample to their aims, and round to what will be stored.
+
+    Args:
+        linear: changed in place.
+        rows: which of its rows, R.
+        x: 1 K, the sample.
+        aim: R.
+        share: R, how much of the aim comes from the weights and moves with the sample; the rest is bias.
+    """
+    weight = linear.weight[rows]
+    weight.mul_((share * aim.abs() / x.square().mean().sqrt())[:, None]).copy_(weight.bfloat16())
+    linear.bias[rows] = (aim - weight @ x[0]).bfloat16().float()

@@ -90,6 +90,13 @@ def test_draws_differ_and_repeat():
     np.testing.assert_array_equal(a, c)
 
 
+def test_draws_do_not_depend_on_the_order_of_the_arrays():
+    a, b = np.ones(64, np.float32), np.full(32, 2, np.float32)
+    first, second = jitter({"img": a, "txt": b}, (0,)), jitter({"txt": b, "img": a}, (0,))
+    np.testing.assert_array_equal(first["img"], second["img"])
+    np.testing.assert_array_equal(first["txt"], second["txt"])
+
+
 def test_widening_a_state_changes_no_value():
     state = make().inputs(CONFIG, "bfloat16") | {"rope.img": np.ones((2, 3, 2), np.float32)}
     wide = round_state(state, np.dtype(np.float64))

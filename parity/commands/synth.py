@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,14 +36,11 @@ def synth(
 ) -> int:
     """Make a synthetic checkpoint: random weights with the activation ranges of the real model.
 
-    Prints the documented range of each checkpoint, what the weights give on the calibration
-    case, and the folder as the last line. $PARITY_CACHE moves the cache.
+    Prints the documented range that each checkpoint was fitted to, the range it has on the
+    calibration case, and the folder as the last line. $PARITY_CACHE moves the cache.
     """
     chosen = _preset(preset)
-    if out is None:
-        folder = ensure(preset, seed, force=force)
-    else:
-        folder = make(chosen, seed, out, force=force)
+    folder = ensure(preset, seed, force=force) if out is None else make(chosen, seed, out, force=force)
     _print_table(achieved(folder))
     print(folder)
     return 0
@@ -160,11 +159,12 @@ def _publish(temporary: Path, folder: Path, force: bool) -> None:
         OutputExistsError: somebody else was first.
     """
     if force and folder.exists():
-        # Its content moves into the temporary folder, which is deleted in any case.
-        aside = temporary.with_name(temporary.name + "-old")
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         folder.rename(aside)
-        temporary.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         return
     try:
         temporary.rename(folder)
@@ -173,29 +173,20 @@ def _publish(temporary: Path, folder: Path, force: bool) -> None:
         raise
 
 
-class _progress:
-    """One bar on stderr, a step for each stage."""
-
-    def __init__(self, what: str, steps: int) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn()
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(what, total=steps, completed=-1, stage="")
-
-    def __enter__(self) -> _progress:
-        self._bar.start()
-        return self
-
-    def __call__(self, stage: str) -> None:
-        self._bar.update(self._task, advance=1, stage=stage)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+@contextmanager
+def _progress(what: str, stages: int) -> Iterator[Callable[[str], None]]:
+    """One bar on stderr; the function given is told each stage before it is made."""
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn()
+    begun = itertools.count()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=stages, stage="")
+        yield lambda stage: bar.update(task, completed=next(begun), stage=stage)
 
 
 def _print_table(found: Mapping[str, tuple[float, float]]) -> None:
     from reference.calibration import TARGETS
 
-    print(f"{'checkpoint':<27}{'documented':>25}{'synthetic':>26}")
+    print(f"{'checkpoint':<27}{'target':>25}{'synthetic':>26}")
     for row, target in TARGETS.items():
         print(f"{row:<27}{_range(target):>25}{_range(found[row]):>26}")
 
