@@ -135,7 +135,8 @@ def _run_unit(job: Job, unit: Unit, folder: RunFolder) -> Iterator[str]:
 
 
 def _entry(stage: str, found: StageResult) -> dict[str, Any]:
-    stats = {side: {name: asdict(one) for name, one in of.items()} for side, of in found.stats.items()}
+    # vars, not asdict: a deep copy of every histogram takes longer than measuring the array did.
+    stats = {side: {name: vars(one) for name, one in of.items()} for side, of in found.stats.items()}
     return {"stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats}
 
 

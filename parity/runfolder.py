@@ -36,12 +36,14 @@ OURS = ("parity.json", "report.html", "trace", "plots", "work")
 
 def to_json(value: Any) -> Any:
     """Make a value JSON can hold: NaN and infinities become strings, floats keep 7 digits."""
-    if isinstance(value, float):
+    if type(value) is float:
         if math.isfinite(value):
             return float(f"{value:.7g}")
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, str | int | None):
+        return value
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     if isinstance(value, np.generic):

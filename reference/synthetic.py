@@ -95,7 +95,8 @@ def write(
 
     Args:
         preset: shape of the model.
-        seed: of the weights.
+        seed: of the weights. Another machine or BLAS rounds its matrix products differently and so
+            moves single weights by one unit of bfloat16.
         folder: an empty folder.
         progress: told the name of each stage before it is made.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -78,15 +77,16 @@ def _default_out(suite: str, plan: dict) -> Path:
 
 
 def _render(result: dict, folder: Path, err: Console) -> Path:
+    """The page, and the plots of the cases that one looks at first; ``parity plot`` draws them all."""
     from parity.plots import render_plots
     from parity.report import render_report
 
-    clock = time.monotonic()
+    first = result["first_divergence"] or result["cases"][0]
+    shown = first.get("case", first.get("name"))
     with err.status("drawing plots and report"):
-        render_plots(result, folder / "plots", force=True)
-        page = render_report(result, folder / "report.html", force=True)
-    err.print(f"plots and report drawn in {time.monotonic() - clock:.0f} s")
-    return page
+        of_shown = result | {"cases": [case for case in result["cases"] if case["name"] == shown]}
+        render_plots(of_shown, folder / "plots", force=True)
+        return render_report(result, folder / "report.html", force=True)
 
 
 def _print(result: dict, format: str, page: Path) -> None:
