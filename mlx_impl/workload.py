@@ -38,9 +38,7 @@ def passes(
     shapes = [[tuple(shape) for shape in inputs["img_shapes"].tolist()]] * len(arrays["latents"])
 
     def forward() -> mx.array:
-        return model(
-            arrays["latents"], arrays["prompt_embeds"], arrays.get("prompt_mask"), arrays["timestep"], shapes
-        )
+        return model(arrays["latents"], arrays["prompt_embeds"], arrays.get("prompt_mask"), arrays["timestep"], shapes)
 
     def recorded() -> dict[str, tuple[float, ...]]:
         with recording(Recorder(frozenset(names), keep=lazy)) as recorder:

@@ -75,9 +75,7 @@ def clean_run(
         chains, found = lockstep.run(stage, chains)
         for mode in unit.modes:
             measured[mode] += found.rows[mode]
-    judged = {
-        mode: verdict.judge(rows, graph, isolated=mode == "isolated") for mode, rows in measured.items()
-    }
+    judged = {mode: verdict.judge(rows, graph, isolated=mode == "isolated") for mode, rows in measured.items()}
     return _summary(case, dtype, judged)
 
 

@@ -34,9 +34,12 @@ class ParityError(Exception):
     exit_code = EXIT_INTERNAL
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
-        super().__init__(message)
+        super().__init__(message, tuple(details))  # both, so that a pickled error is whole
         self.message = message
         self.details = tuple(details)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class UsageError(ParityError):

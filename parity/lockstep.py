@@ -237,9 +237,7 @@ class Lockstep:
         return failure
 
     @staticmethod
-    def _measure(
-        name: str, value: np.ndarray, prepared: Prepared, mode: str, one: _Measured, *, shown: bool
-    ) -> None:
+    def _measure(name: str, value: np.ndarray, prepared: Prepared, mode: str, one: _Measured, *, shown: bool) -> None:
         """Everything about the candidate's array; afterwards it is not needed any more.
 
         Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 LEVELS = ("kinds", "block", "full")
 STREAMS = ("img", "txt")
@@ -45,6 +45,7 @@ class Parts:
     stream: str | None = None
 
 
+@lru_cache(maxsize=1 << 16)
 def parse(name: str) -> Parts:
     """Take a checkpoint name apart; a name outside the blocks is its own kind."""
     match = _BLOCK_NAME.fullmatch(name)

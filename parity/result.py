@@ -62,11 +62,7 @@ def range_of(row: Mapping[str, Any], table: RangeTable, last_block: int) -> dict
     Among equals, a range of the whole checkpoint comes before one of some of its chunks.
     """
     speaking = sorted(table.rows_for(row["name"], last_block=last_block), key=lambda one: bool(one.chunks))
-    found = [
-        checked
-        for one in speaking
-        if (checked := table.check(one, row["candidate"])) is not None
-    ]
+    found = [checked for one in speaking if (checked := table.check(one, row["candidate"])) is not None]
     return max(found, key=lambda one: _SEVERITY.index(one["verdict"]), default=None)
 
 
@@ -134,5 +130,3 @@ def sentence(
         f"Parity: all {counts['compared']:,} checkpoints are within the reference's own rounding noise{doubtful}; "
         f"the worst is at {worst:.2g} times the floor."
     )
-
-

@@ -8,23 +8,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from parity import result, trace
+from parity import result, trace, workers
 from parity.checkpoint import Checkpoint
 from parity.errors import ResourceError
 from parity.lockstep import Lockstep, StageResult, Unit, iterate
 from parity.names import qwen_image_transformer
-from parity.ports import Port
+from parity.ports import Port, open_port
 from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
 from parity.suite import Suite
 
 # Measured: a journal line and its share of parity.json and the traces, per checkpoint and mode.
 BYTES_PER_ROW = 4000
+# Weights above this size keep all cores busy with one unit, and the memory with one stage of it.
+LARGE_BYTES = 1 << 30
 
 # Told after each stage: (unit, stage, stages done of all, stages of all).
 Progress = Callable[[str, str, int, int], None]
@@ -32,22 +36,21 @@ Progress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides what a run computes.
+    """Everything that decides what a run computes; it can be sent to another process.
 
     Attributes:
         suite: narrowed to what is to be run.
         checkpoint: inspected weights.
-        reference, candidate: ports.
-        candidate_spec: the candidate as the user named it.
+        candidate: the port under test, as `parity.ports.open_port` takes it.
         truth: dtype of the truth, ``float64`` or ``float32``.
+        jobs: units run at once, each in a process of its own; 1 is this process.
     """
 
     suite: Suite
     checkpoint: Checkpoint
-    reference: Port
-    candidate: Port
-    candidate_spec: str
+    candidate: str
     truth: str = "float64"
+    jobs: int = 1
 
     @property
     def units(self) -> list[Unit]:
@@ -64,23 +67,22 @@ class Job:
         return {
             "suite": asdict(self.suite),
             "weights": fingerprint,
-            "candidate": self.candidate_spec,
+            "candidate": self.candidate,
             "truth": self.truth,
-            "environment": self.environment(),
+            "versions": {name: _version(name) for name in ("mlx", "torch", "diffusers", "numpy", "mlx-parity")},
         }
 
-    def environment(self) -> dict[str, Any]:
-        """Versions, devices and precision settings of both sides, and the machine."""
-        return {
-            "reference": {"port": self.reference.name, **self.reference.environment()},
-            "candidate": {"port": self.candidate.name, **self.candidate.environment()},
-            "host": {
-                "system": platform.platform(terse=True),
-                "machine": platform.machine(),
-                "cores": psutil.cpu_count(),
-                "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            },
-        }
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def default_jobs(checkpoint: Checkpoint, units: int) -> int:
+    """As many units at once as there are cores; one where the weights are large enough to fill them."""
+    return 1 if checkpoint.nbytes > LARGE_BYTES else max(1, min(units, psutil.cpu_count() or 1))
 
 
 def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result.Run:
@@ -95,18 +97,15 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
     started, clock = datetime.now(UTC), time.monotonic()
     units = job.units
     _check_room(folder.path, units)
-    total = sum(len(unit.graph.stages) for unit in units)
-    done, cases = 0, []
+    environment = _run_units(job, units, folder, progress)
+    cases = []
     for unit in units:
-        for stage in _run_unit(job, unit, folder):
-            done += 1
-            progress(unit.key, stage, done, total)
         lines, _ = folder.resume(unit.key)
         cases += _cases(job, unit, lines)
-        _write_traces(job, unit, lines, folder.path)
+        _write_traces(job, unit, lines, folder.path, environment)
     about = {
         "weights": _about_weights(job.checkpoint),
-        "environment": job.environment(),
+        "environment": environment,
         "suite": job.suite.name,
         "command": command,
         "started": started.isoformat(timespec="seconds"),
@@ -117,21 +116,64 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
     return assembled
 
 
-def _run_unit(job: Job, unit: Unit, folder: RunFolder) -> Iterator[str]:
-    """Run the stages of a unit that are not on disk yet; yields every stage, old and new."""
+def _run_units(job: Job, units: list[Unit], folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Bring all units onto the disk; gives the environment in which they were run."""
+    total = sum(len(unit.graph.stages) for unit in units)
+    found: dict[str, Any] = {}
+    done = 0
+
+    def told(message: tuple[str, Any]) -> None:
+        nonlocal done
+        kind, value = message
+        if kind == "environment":
+            found.update(value)
+        else:
+            done += 1
+            progress(*value, done, total)
+
+    tasks = [partial(_unit_task, job, unit, folder.path) for unit in units]
+    if job.jobs > 1:
+        workers.run(tasks, job.jobs, told)
+    else:
+        for task in tasks:
+            for message in task():
+                told(message)
+    return found
+
+
+def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
+    """Run the stages of a unit that are not on disk yet; tells the environment and every stage, old and new."""
+    folder = RunFolder(path)
+    reference, candidate = open_port("reference"), open_port(job.candidate)
+    yield "environment", _environment(reference, candidate, job.jobs)
     lines, chains = folder.resume(unit.key)
-    yield from (line["stage"] for line in lines)
+    yield from (("stage", (unit.key, line["stage"])) for line in lines)
     if folder.is_done(unit.key):
         return
-    lockstep = Lockstep(unit, job.reference, job.candidate, job.checkpoint.root)
+    lockstep = Lockstep(unit, reference, candidate, job.checkpoint.root)
     if chains is None:
         chains = lockstep.start(unit.case.inputs(job.checkpoint.config, unit.dtype))
     done = len(lines)
-    for stage, after, found in iterate(lockstep, chains, done):
+    for stage, after, stage_result in iterate(lockstep, chains, done):
         done += 1
-        folder.stage_done(unit.key, _entry(stage, found), after, done)
-        yield stage
+        folder.stage_done(unit.key, _entry(stage, stage_result), after, done)
+        yield "stage", (unit.key, stage)
     folder.unit_done(unit.key)
+
+
+def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
+    """Versions, devices and precision settings of both sides, and the machine."""
+    return {
+        "reference": {"port": reference.name, **reference.environment()},
+        "candidate": {"port": candidate.name, **candidate.environment()},
+        "host": {
+            "system": platform.platform(terse=True),
+            "machine": platform.machine(),
+            "cores": psutil.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "units_at_once": jobs,
+        },
+    }
 
 
 def _entry(stage: str, found: StageResult) -> dict[str, Any]:
@@ -161,8 +203,7 @@ def _amplification(lines: list[dict[str, Any]]) -> dict[str, float]:
     return {stage: after / before for stage, (before, after) in growth.items() if before > 0}
 
 
-def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path) -> None:
-    environment = job.environment()
+def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path, environment: dict[str, Any]) -> None:
     for side in ("reference", "candidate"):
         stats = {name: figures for line in lines for name, figures in line["stats"][side].items()}
         about = {

@@ -1,17 +1,17 @@
 """Suites: which cases a run compares, in which dtypes and modes. One TOML file each.
 
-    title = "…"                 one line for people
-    weights = "synthetic:tiny"  used when --weights is not given
-    detail = "full"             kinds, block or full
-    draws = 3                   jittered runs of the reference that enter the floor
-    [[case]]
-    name = "square"
-    images = [[256, 256]]       height, width in pixels; more than one: condition pictures
-    text_tokens = [32]          length of each prompt of the batch
-    timestep = 0.9
-    seed = 0
-    dtypes = ["float32"]
-    modes = ["isolated", "accumulated"]
+title = "…"                 one line for people
+weights = "synthetic:tiny"  used when --weights is not given
+detail = "full"             kinds, block or full
+draws = 3                   jittered runs of the reference that enter the floor
+[[case]]
+name = "square"
+images = [[256, 256]]       height, width in pixels; more than one: condition pictures
+text_tokens = [32]          length of each prompt of the batch
+timestep = 0.9
+seed = 0
+dtypes = ["float32"]
+modes = ["isolated", "accumulated"]
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class Suite:
     draws: int
     cases: tuple[Planned, ...]
 
-    def narrowed(
-        self, cases: Sequence[str] = (), dtypes: Sequence[str] = (), detail: str | None = None
-    ) -> Suite:
+    def narrowed(self, cases: Sequence[str] = (), dtypes: Sequence[str] = (), detail: str | None = None) -> Suite:
         """Only the named cases, in the given dtypes, at another level; empty means as the suite says.
 
         Raises:

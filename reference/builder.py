@@ -38,7 +38,7 @@ from reference.calibration import (
 from reference.port import EMBED_PARTS, HEAD_PARTS
 
 if TYPE_CHECKING:
-    from reference.synthetic import Preset
+    from reference.presets import Preset
 
 # The text stream is not documented; it is given half the size.
 SIZE = {"img": 1.0, "txt": 0.5}

@@ -99,7 +99,8 @@ def test_all_missing_extra_and_misshapen_tensors_are_listed(fails, weights):
     edit_tensors(weights, "img_in.weight", change)
     edit_tensors(weights, "proj_out.bias", lambda tensors: tensors.pop("proj_out.bias"))
     edit_json(weights / INDEX, lambda index: index["weight_map"].pop("proj_out.bias"))
-    edit_json(weights / INDEX, lambda index: index["weight_map"].update(surplus=shard_of(weights, "img_in.weight").name))
+    beside = shard_of(weights, "img_in.weight").name
+    edit_json(weights / INDEX, lambda index: index["weight_map"].update(surplus=beside))
     err = fails(4, "run", "--weights", weights)
     assert "missing: proj_out.bias" in err
     assert "extra: surplus" in err

@@ -120,7 +120,9 @@ def test_a_candidate_that_cannot_open_the_checkpoint_is_one_line():
         def open(self, *args, **options):
             raise KeyError("img_in.weight")
 
-    with pytest.raises(PreconditionError, match=r"candidate toy does not open .* in float32: KeyError: 'img_in.weight'"):
+    with pytest.raises(
+        PreconditionError, match=r"candidate toy does not open .* in float32: KeyError: 'img_in.weight'"
+    ):
         run(Closed())
 
 

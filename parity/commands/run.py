@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
 from parity import checkpoint as checkpoints
 from parity import suite as suites
 from parity.commands.weights_option import open_checkpoint
-from parity.ports import open_port
 from parity.reporters import text
-from parity.run import Job
+from parity.run import Job, default_jobs
 from parity.run import run as run_job
 from parity.runfolder import RunFolder, to_json
 from parity.verdict import exit_code
@@ -31,14 +32,19 @@ def run(
     *,
     case: Annotated[tuple[str, ...], Parameter(negative=(), help="only this case of the suite; repeatable")] = (),
     weights: Annotated[str | None, Parameter(help="checkpoint folder, or synthetic:tiny, synthetic:wide")] = None,
-    candidate: Annotated[str, Parameter(help="the port under test: mlx_impl, a copy of it, package.module:attribute")]
-    = "mlx_impl",
+    candidate: Annotated[
+        str, Parameter(help="the port under test: mlx_impl, a copy of it, package.module:attribute")
+    ] = "mlx_impl",
     dtype: Annotated[
         tuple[Literal["float32", "bfloat16", "float16"], ...],
         Parameter(negative=(), help="instead of the suite's dtypes; repeatable"),
     ] = (),
     detail: Annotated[Literal["kinds", "block", "full"] | None, Parameter(help="which checkpoints")] = None,
     truth: Annotated[Literal["float64", "float32"], Parameter(help="dtype of the truth")] = "float64",
+    jobs: Annotated[
+        int | None,
+        Parameter(help="units at once; default: as many as cores, 1 for large weights", validator=Number(gte=1)),
+    ] = None,
     out: Annotated[Path | None, Parameter(help="run folder; default runs/SUITE-DATE-TIME")] = None,
     format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",
     force: Annotated[bool, Parameter(negative=(), help="overwrite a finished run in --out")] = False,
@@ -57,7 +63,8 @@ def run(
     chosen = suites.load(suite).narrowed(case, dtype, detail)
     err = Console(stderr=True, highlight=False)
     checkpoint = open_checkpoint(weights or chosen.weights, err)
-    job = Job(chosen, checkpoint, open_port("reference"), open_port(candidate), candidate, truth)
+    job = Job(chosen, checkpoint, candidate, truth)
+    job = replace(job, jobs=default_jobs(checkpoint, len(job.units)) if jobs is None else jobs)
     plan = job.plan(checkpoints.fingerprint(checkpoint))
     folder = RunFolder.open(out or _default_out(chosen.name, plan), plan, force=force)
     with text.progress(err) as progress:

@@ -20,7 +20,7 @@ from parity.errors import OutputExistsError, ParityError, ResourceError, UsageEr
 from parity.runfolder import room_for
 
 if TYPE_CHECKING:
-    from reference.synthetic import Preset
+    from reference.presets import Preset
 
 # Beside the tensors: headers, index, and what a file system rounds up.
 SPARE_BYTES = 16 << 20
@@ -63,7 +63,7 @@ def ensure(preset: str, seed: int = 0, *, force: bool = False) -> Path:
         UsageError: no such preset.
         ResourceError: not enough room on the disk.
     """
-    from reference.synthetic import FORMAT
+    from reference.presets import FORMAT
 
     chosen = _preset(preset)
     folder = _cache() / "synth" / f"{preset}-s{seed}-v{FORMAT}"
@@ -108,14 +108,14 @@ def make(preset: Preset, seed: int, folder: Path, *, force: bool = False) -> Pat
 
 def achieved(folder: Path) -> dict[str, tuple[float, float]]:
     """Lowest and highest value of each documented row, as measured when the checkpoint was made."""
-    from reference.synthetic import SYNTHETIC
+    from reference.presets import SYNTHETIC
 
     ranges: Mapping[str, list[float]] = json.loads((folder / "transformer" / SYNTHETIC).read_text())["achieved"]
     return {row: (low, high) for row, (low, high) in ranges.items()}
 
 
 def _preset(name: str) -> Preset:
-    from reference.synthetic import PRESETS
+    from reference.presets import PRESETS
 
     if name not in PRESETS:
         raise UsageError(f"no synthetic preset {name!r}; there are: {', '.join(PRESETS)}")
@@ -129,7 +129,7 @@ def _cache() -> Path:
 
 
 def _is_synthetic(folder: Path) -> bool:
-    from reference.synthetic import SYNTHETIC
+    from reference.presets import SYNTHETIC
 
     return (folder / "transformer" / SYNTHETIC).is_file()
 
