@@ -2,6 +2,8 @@
 #   make run                 compare the MLX port with diffusers on a small synthetic checkpoint
 #   make test                the quick tests, under 10 minutes on 2 cores
 #   make test-all            all tests, as CI runs them
+#   make lint                ruff
+#   make samples             the sample reports in reports/
 #   MLX=cuda make run        with MLX's CUDA backend instead of the CPU one (Linux)
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ MLX ?= cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(MLX)
 
-.PHONY: run test test-all lint clean
+.PHONY: run test test-all lint samples clean
 
 run: $(READY)
 	@$(BIN)/parity run $(ARGS)
@@ -23,6 +25,9 @@ test-all: $(READY)
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+samples: $(READY)
+	@$(BIN)/python reports/make.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

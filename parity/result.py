@@ -113,7 +113,7 @@ def sentence(
     """The verdict in one sentence."""
     if overall == "divergence" and first is not None:
         places = len({source for case in cases for source in case["sources"]})
-        more = f" and {places - 1} more place{'s' if places > 2 else ''}" if places > 1 else ""
+        more = f" and at {places - 1} more checkpoint{'s' if places > 2 else ''}" if places > 1 else ""
         return (
             f"Divergence: {counts['diverged']:,} of {counts['compared']:,} compared checkpoints are off; it starts at "
             f"{first['checkpoint']}{more} (case {first['case']}, {first['dtype']}, {first['mode']})."

@@ -164,8 +164,8 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
 def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
     """Versions, devices and precision settings of both sides, and the machine."""
     return {
-        "reference": {"port": reference.name, **reference.environment()},
-        "candidate": {"port": candidate.name, **candidate.environment()},
+        "reference": {"port": reference.name, **_without_folders(reference.environment())},
+        "candidate": {"port": candidate.name, **_without_folders(candidate.environment())},
         "host": {
             "system": platform.platform(terse=True),
             "machine": platform.machine(),
@@ -174,6 +174,11 @@ def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
             "units_at_once": jobs,
         },
     }
+
+
+def _without_folders(environment: dict[str, Any]) -> dict[str, Any]:
+    """File names for absolute paths: a report is sent to others."""
+    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in environment.items()}
 
 
 def _entry(stage: str, found: StageResult) -> dict[str, Any]:
@@ -219,7 +224,8 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
 
 def _about_weights(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
-        "path": str(checkpoint.root),
+        # A synthetic checkpoint lies in a cache, whose place says nothing to whoever reads the report.
+        "path": f"synthetic:{checkpoint.synthetic}" if checkpoint.synthetic else str(checkpoint.root),
         "synthetic": checkpoint.synthetic is not None,
         "preset": checkpoint.synthetic,
         "layout": "diffusers",

@@ -70,11 +70,15 @@ def judge(rows: Sequence[Row], graph: Graph, *, isolated: bool, thresholds: Thre
     judged = [row | _verdict(row, thresholds) for row in rows]
     verdict_of = {row["name"]: row["verdict"] for row in judged}
     telling = frozenset(name for name, verdict in verdict_of.items() if verdict in COMPARED)
+    trail: set[str] = set()  # what a divergence has reached: diverged, or suspect behind something on the trail
     for row in judged:
         parents = graph.visible_parents(row["name"], telling, within_stage=isolated)
+        reached = any(parent in trail for parent in parents)
         diverged = row["verdict"] == "diverged"
-        row["propagated"] = diverged and any(verdict_of[parent] == "diverged" for parent in parents)
-        row["source"] = diverged and not row["propagated"]
+        if diverged or (reached and row["verdict"] == "suspect"):
+            trail.add(row["name"])
+        row["propagated"] = diverged and reached
+        row["source"] = diverged and not reached
     return judged
 
 

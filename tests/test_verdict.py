@@ -99,6 +99,14 @@ def test_isolated_divergence_does_not_cross_stages():
     assert [n for n, r in judged.items() if r["source"]] == ["b", "c"]
 
 
+def test_a_trail_goes_on_through_a_suspect():
+    """An error that is small in between (a residual hides it) and shows again is still the same error."""
+    judged = judge(a=OFF, b={"rel_rmse": 5e-7}, c=OFF)
+    assert [n for n, r in judged.items() if r["source"]] == ["a"]
+    assert judged["c"]["propagated"]
+    assert judge(a=OFF, c=OFF)["c"]["source"], "without the suspect in between it is an error of its own"
+
+
 def test_whatever_diverges_there_is_a_source():
     judged = judge(a={"rel_rmse": 5e-7}, b={"rel_rmse": 2e-6}, c=OFF)
     assert [n for n, r in judged.items() if r["source"]] == ["b"]

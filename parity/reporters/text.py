@@ -43,7 +43,7 @@ def figures(case: Mapping[str, Any]) -> dict[str, str]:
         "mode": case["mode"],
         "compared": f"{counts['compared']}/{counts['expected']}",
         "floor": f"{median(floors):.1e}" if floors else "–",
-        "median": f"{median(excesses):.2f}" if excesses else "–",
+        "median": _short(median(excesses)) if excesses else "–",
         "worst": _short(max(excesses)) if excesses else "–",
         "verdict": case["verdict"],
     }
