@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import sys
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App
@@ -23,23 +25,32 @@ app = App(
     suppress_keyboard_interrupt=False,
     print_error=False,
 )
-app.command("parity.commands.run:run", name="run")
-app.command("parity.commands.report:report", name="report")
-app.command("parity.commands.plot:plot", name="plot")
-app.command("parity.commands.synth:synth", name="synth")
-app.command("parity.commands.doctor:doctor", name="doctor")
+
+
+def _add(parent: App, target: str, name: str) -> None:
+    """Add a command that is imported when it is called.
+
+    Its help is the function's docstring, read from the source: importing twelve commands to
+    print a list would take longer than most of them.
+    """
+    module, _, function = target.partition(":")
+    tree = ast.parse((Path(__file__).parent / "commands" / f"{module}.py").read_text())
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    text = (ast.get_docstring(found) or "").partition("\nParameters\n---")[0]
+    parent.command(f"parity.commands.{target}", name=name, help=text.strip())
+
+
+for _name in ("run", "report", "plot", "synth", "doctor"):
+    _add(app, f"{_name}:{_name}", _name)
 
 ranges = App(name="ranges", help="Documented value ranges: check a run against them, record new ones, show them.")
-ranges.command("parity.commands.ranges:check", name="check")
-ranges.command("parity.commands.ranges:record", name="record")
-ranges.command("parity.commands.ranges:show", name="show")
+for _name in ("check", "record", "show"):
+    _add(ranges, f"ranges:{_name}", _name)
 app.command(ranges)
 
 bench = App(name="bench", help="Measure the toolkit itself: speed, cost of capture, false alarms, sensitivity.")
-bench.command("parity.commands.bench:forward", name="forward")
-bench.command("parity.commands.bench:capture", name="capture")
-bench.command("parity.commands.bench:clean", name="clean")
-bench.command("parity.commands.bench:sensitivity", name="sensitivity")
+for _name in ("forward", "capture", "clean", "sensitivity"):
+    _add(bench, f"bench:{_name}", _name)
 app.command(bench)
 
 
