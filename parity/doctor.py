@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from parity.errors import MissingPackageError
 from parity.ports import open_port
+from parity.workers import usable_cores
 
 DISTRIBUTION = "mlx-parity"
 Status = Literal["ok", "warn", "missing"]
@@ -176,8 +177,7 @@ def _gflops(product: Callable[[int], object], n: int = 1024, seconds: float = 0.
 def _host(candidate: dict[str, Any] | None) -> Iterator[Finding]:
     """The machine: processor, memory, disk, compiler."""
     yield Finding("host", "system", "ok", f"{platform.platform()}, Python {platform.python_version()}")
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("host", "processors", "ok", f"{allowed} usable of {os.cpu_count()}")
+    yield Finding("host", "processors", "ok", f"{usable_cores()} usable of {os.cpu_count()}")
     try:
         memory = import_module("psutil").virtual_memory()
     except ImportError:

@@ -82,7 +82,7 @@ def _version(package: str) -> str | None:
 
 def default_jobs(checkpoint: Checkpoint, units: int) -> int:
     """As many units at once as there are cores; one where the weights are large enough to fill them."""
-    return 1 if checkpoint.nbytes > LARGE_BYTES else max(1, min(units, psutil.cpu_count() or 1))
+    return 1 if checkpoint.nbytes > LARGE_BYTES else max(1, min(units, workers.usable_cores()))
 
 
 def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result.Run:
@@ -169,7 +169,7 @@ def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
         "host": {
             "system": platform.platform(terse=True),
             "machine": platform.machine(),
-            "cores": psutil.cpu_count(),
+            "cores": workers.usable_cores(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "units_at_once": jobs,
         },

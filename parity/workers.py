@@ -27,6 +27,11 @@ POLL_SECONDS = 2.0
 Task = Callable[[], Iterator[Any]]
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run(tasks: list[Task], jobs: int, told: Callable[[Any], None]) -> None:
     """Run picklable tasks in `jobs` processes, and hand on what they yield.
 
@@ -37,7 +42,7 @@ def run(tasks: list[Task], jobs: int, told: Callable[[Any], None]) -> None:
     waiting, heard = context.SimpleQueue(), context.Queue()
     for index in [*range(len(tasks)), *[None] * jobs]:  # indices only: a pipe that nobody reads yet holds 64 KiB
         waiting.put(index)
-    with _threads(max(1, (os.cpu_count() or 1) // jobs)):
+    with _threads(max(1, usable_cores() // jobs)):
         arguments = (tasks, waiting, heard, os.getpid())
         workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(jobs)]
         for worker in workers:
