@@ -112,3 +112,9 @@ def open_port(spec: str) -> Port:
         raise UsageError(
             f"module {module_name!r} has no {attribute!r}; a port is named package.module:attribute ({error})"
         ) from error
+
+
+def environment(port: Port) -> dict[str, Any]:
+    """A port's environment as reports show it: file names for absolute paths, for they are sent to others."""
+    found = {"port": port.name, **port.environment()}
+    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in found.items()}

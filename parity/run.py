@@ -20,7 +20,7 @@ from parity.checkpoint import Checkpoint
 from parity.errors import ResourceError
 from parity.lockstep import Lockstep, StageResult, Unit, iterate
 from parity.names import qwen_image_transformer
-from parity.ports import Port, open_port
+from parity.ports import Port, environment, open_port
 from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
 from parity.suite import Suite
@@ -97,15 +97,15 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
     started, clock = datetime.now(UTC), time.monotonic()
     units = job.units
     _check_room(folder.path, units)
-    environment = _run_units(job, units, folder, progress)
+    found_in = _run_units(job, units, folder, progress)
     cases = []
     for unit in units:
         lines, _ = folder.resume(unit.key)
         cases += _cases(job, unit, lines)
-        _write_traces(job, unit, lines, folder.path, environment)
+        _write_traces(job, unit, lines, folder.path, found_in)
     about = {
         "weights": _about_weights(job.checkpoint),
-        "environment": environment,
+        "environment": found_in,
         "suite": job.suite.name,
         "command": command,
         "started": started.isoformat(timespec="seconds"),
@@ -164,8 +164,8 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
 def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
     """Versions, devices and precision settings of both sides, and the machine."""
     return {
-        "reference": {"port": reference.name, **_without_folders(reference.environment())},
-        "candidate": {"port": candidate.name, **_without_folders(candidate.environment())},
+        "reference": environment(reference),
+        "candidate": environment(candidate),
         "host": {
             "system": platform.platform(terse=True),
             "machine": platform.machine(),
@@ -174,11 +174,6 @@ def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
             "units_at_once": jobs,
         },
     }
-
-
-def _without_folders(environment: dict[str, Any]) -> dict[str, Any]:
-    """File names for absolute paths: a report is sent to others."""
-    return {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in environment.items()}
 
 
 def _entry(stage: str, found: StageResult) -> dict[str, Any]:
@@ -208,7 +203,7 @@ def _amplification(lines: list[dict[str, Any]]) -> dict[str, float]:
     return {stage: after / before for stage, (before, after) in growth.items() if before > 0}
 
 
-def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path, environment: dict[str, Any]) -> None:
+def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path, found_in: dict[str, Any]) -> None:
     for side in ("reference", "candidate"):
         stats = {name: figures for line in lines for name, figures in line["stats"][side].items()}
         about = {
@@ -217,7 +212,7 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
             "dtype": unit.dtype,
             "mode": unit.modes[-1],
             "config": job.checkpoint.config,
-            "environment": environment[side],
+            "environment": found_in[side],
         }
         trace.write(path / "trace" / unit.key / side, stats, about)
 

@@ -19,7 +19,7 @@ from parity import bench, stopwatch, verdict
 from parity.commands.weights_option import open_checkpoint
 from parity.errors import OutputExistsError, UsageError
 from parity.names import qwen_image_transformer
-from parity.ports import open_port
+from parity.ports import environment, open_port
 from parity.runfolder import write_json
 
 Out = Annotated[Path | None, Parameter(help="also write the figures to this JSON file")]
@@ -99,7 +99,7 @@ def clean(
     about = {
         "command": f"parity bench clean --runs {runs} --weights {weights}",
         "thresholds": verdict.DEFAULT.as_dict(),
-        "environment": {"reference": ports[0].environment(), "candidate": ports[1].environment()},
+        "environment": {"reference": environment(ports[0]), "candidate": environment(ports[1])},
     }
     _save(out, {**about, "summary": summary, "runs": [asdict(row) for row in rows]})
     return 1 if summary["alarms"] else 0
