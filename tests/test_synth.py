@@ -27,7 +27,8 @@ from reference.calibration import (
     wanted,
 )
 from reference.port import ReferencePort
-from reference.synthetic import PRESETS, Preset, write
+from reference.presets import PRESETS, Preset
+from reference.synthetic import write
 from reference.transformer import instrument
 from reference.weights import INDEX
 
