@@ -100,7 +100,9 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, scal
         B H N d in the dtype of `q`.
     """
     if not on_cpu():
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        joint = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        # Without any key the kernels give the mean of all values.
+        return joint if mask is None else mx.where(mx.any(mask, axis=-1, keepdims=True), joint, 0)
     scores = (q.astype(mx.float32) * (scale * _LOG2_E)) @ k.astype(mx.float32).swapaxes(-1, -2)
     if mask is not None:
         # Adding 0 and multiplying by 1 change no bit, so a full mask equals none.
@@ -165,7 +167,7 @@ def gated_add(x: mx.array, gate: mx.array, y: mx.array) -> mx.array:
 def _gated(x: mx.array, logit: mx.array) -> mx.array:
     """x·sigmoid(logit) in float32."""
     if not on_cpu():
-        return x * mx.sigmoid(logit)
+        return x / (1 + mx.exp(-logit))
     return x / (1 + _exp2(mx.clip(logit * -_LOG2_E, -_EXP2_LIMIT, _EXP2_LIMIT)))
 
 

@@ -18,6 +18,8 @@ B D (2B D with zero_cond_t) · ``rope.img`` L d/2 2 and ``rope.txt`` S d/2 2 (co
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,12 +88,16 @@ def open_port(spec: str) -> Port:
     """Find a port by its short name or as ``package[.module][:attribute]``.
 
     A package alone means ``package.port:MlxPort``, so that a copy of ``mlx_impl`` under another
-    name is a port at once. Nothing is imported before this call.
+    name is a port at once. Modules are looked for in the working directory as well. Nothing is
+    imported before this call.
 
     Raises:
         MissingPackageError: the framework behind it is not installed.
         UsageError: there is no such module or attribute.
     """
+    # A port that lies beside the user's work, and is installed nowhere, is found as `python -m` would find it.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     target = BUILTIN.get(spec) or (spec if ":" in spec else f"{spec}.port:MlxPort")
     module_name, _, attribute = target.partition(":")
     try:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mlx_impl import ops
+from mlx_impl import device_stats, ops
 
 ALLOWED = 1.5
 
@@ -96,8 +96,9 @@ def test_the_yardstick_goes_red():
     """MLX's own LayerNorm adds 3072 channels one by one on the CPU; the comparison has to notice such a thing."""
     x = activations(3072, "outliers")
     t, a = torch.from_numpy(x), mx.array(x)
-    centred = a - mx.cumsum(a, axis=-1)[..., -1:] / 3072
-    worse = centred * mx.rsqrt(mx.cumsum(centred * centred, axis=-1)[..., -1:] / 3072 + 1e-6)
+    with mx.stream(mx.cpu):
+        centred = a - mx.cumsum(a, axis=-1)[..., -1:] / 3072
+        worse = centred * mx.rsqrt(mx.cumsum(centred * centred, axis=-1)[..., -1:] / 3072 + 1e-6)
     truth = F.layer_norm(t.double(), (3072,), eps=1e-6)
     our_error, their_error = errors(worse, F.layer_norm(t, (3072,), eps=1e-6), truth)
     assert our_error > ALLOWED * their_error
@@ -173,3 +174,19 @@ def test_quantized_layers_take_the_place_of_linear_ones():
     assert model.transformer_blocks[0].attn.to_out[0].weight.shape == (128, 16)
     out = model(mx.ones((1, 4, 64)), mx.ones((1, 3, 64)), None, mx.array([0.5]), [(1, 2, 2)])
     assert out.shape == (1, 4, 64)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_statistics_on_the_device_are_those_of_numpy(on_cpu, monkeypatch):
+    monkeypatch.setattr(ops, "on_cpu", lambda: on_cpu)
+    x = activations(512, "normal") + np.float32(0.3)
+    spoiled = x.copy()
+    spoiled[0, 7, 5] = np.nan
+    arrays = {"x": mx.array(x), "half": mx.array(x).astype(mx.bfloat16), "spoiled": mx.array(spoiled)}
+    found = device_stats.collect({name: device_stats.lazy(array) for name, array in arrays.items()})
+    for name in ("x", "half"):
+        wide = np.array(arrays[name].astype(mx.float32)).astype(np.float64)
+        exact = [wide.min(), wide.max(), wide.mean(), np.sqrt(np.mean(wide**2))]
+        # The CPU adds one after the other, where this machine has no GPU.
+        np.testing.assert_allclose(found[name], exact, rtol=1e-4, atol=0)
+    assert np.isnan(found["spoiled"][2:]).all()

@@ -237,8 +237,8 @@ def test_a_single_file_loads_as_well(tmp_path):
 
 def test_a_copy_under_another_name_is_a_port(folder, tmp_path, monkeypatch):
     shutil.copytree(Path(mlx_impl.__file__).parent, tmp_path / "mine_mlx", ignore=shutil.ignore_patterns("__pycache__"))
-    layers = tmp_path / "mine_mlx" / "rope.py"
-    layers.write_text(layers.read_text().replace("cos, sin = table", "sin, cos = table"))
+    rope = tmp_path / "mine_mlx" / "rope.py"
+    rope.write_text(rope.read_text().replace("[np.cos(angle), np.sin(angle)]", "[np.sin(angle), np.cos(angle)]"))
     monkeypatch.syspath_prepend(tmp_path)
     faulty, _ = run_all(open_port("mine_mlx").open(folder, dtype="float32"), inputs())
     right, _ = run_all(open_port("mlx_impl").open(folder, dtype="float32"), inputs())

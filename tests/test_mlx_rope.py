@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_qwenimage import (
     apply_rotary_emb_qwen,
 )
 
-from mlx_impl import rope
+from mlx_impl import ops, rope
 
 AXES = (16, 56, 56)
 SHAPES = {
@@ -45,13 +45,21 @@ def test_tables_equal_diffusers(name, layered):
         np.testing.assert_allclose(np.array(a), b, atol=1e-6, rtol=0)
 
 
+def test_tables_are_made_once():
+    one, other = (rope.rotary_tables(shapes, 50, AXES)[0] for shapes in ([(1, 8, 8)], ((1, 8, 8),)))
+    assert one is other
+    assert rope.rotary_tables([(1, 8, 8)], 50, (56, 16, 56))[0] is not one
+
+
 def test_tables_of_the_two_kinds_differ():
     one, other = (rope.rotary_tables(SHAPES["edit"], 50, AXES, layered=flag)[0] for flag in (False, True))
     assert mx.max(mx.abs(one - other)).item() > 0.1
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rotation_equals_diffusers(dtype):
+def test_rotation_equals_diffusers(dtype, on_cpu, monkeypatch):
+    monkeypatch.setattr(ops, "on_cpu", lambda: on_cpu)
     x = torch.randn(2, 9, 3, 128, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
     table = QwenEmbedRope(10000, list(AXES), scale_rope=True)([[(1, 3, 3)]], max_txt_seq_len=1)[0]
     theirs = apply_rotary_emb_qwen(x, table, use_real=False).float().numpy()

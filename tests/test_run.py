@@ -41,7 +41,8 @@ def swapped(tmp_path, monkeypatch):
     right = "    shift: mx.array\n    scale: mx.array\n"
     assert layers.read_text().count(right) == 1
     layers.write_text(layers.read_text().replace(right, "    scale: mx.array\n    shift: mx.array\n"))
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)  # as a user has it: beside the work, installed nowhere
     yield "swapped_impl"
     for name in [name for name in sys.modules if name.partition(".")[0] == "swapped_impl"]:
         del sys.modules[name]
