@@ -64,17 +64,18 @@ def run(tasks: list[Task], jobs: int, told: Callable[[Any], None]) -> None:
 
 
 def _hear(heard: Any, workers: list[Any]) -> tuple[str, Any]:
-    """The next message; a worker that ended without one is an error."""
+    """The next message; a worker that ended without one is an error, even where others go on."""
     while True:
-        try:
-            return pickle.loads(heard.get(timeout=POLL_SECONDS))
-        except queue.Empty:
-            for worker in workers:
-                if worker.exitcode not in (None, 0):
-                    raise ParityError(
-                        f"a worker process died (exit code {worker.exitcode}; -9 is mostly a lack of memory); "
-                        "the same command resumes the run, --jobs 1 needs less memory"
-                    ) from None
+        codes = [worker.exitcode for worker in workers]
+        dead = [code for code in codes if code]
+        with suppress(queue.Empty):
+            if not dead:
+                return pickle.loads(heard.get(timeout=POLL_SECONDS))
+        if dead or None not in codes:
+            raise ParityError(
+                f"a worker process died (exit code {max(dead, key=abs, default=0)}; -9 is mostly a lack of memory); "
+                "the same command resumes the run, --jobs 1 needs less memory"
+            )
 
 
 def _work(tasks: list[Task], waiting: Any, heard: Any, parent: int) -> None:
@@ -93,7 +94,7 @@ def _work(tasks: list[Task], waiting: Any, heard: Any, parent: int) -> None:
             tell("done")
         except ParityError as error:
             tell("raised", error)
-        except Exception:
+        except (Exception, SystemExit):
             tell("raised", ParityError("a worker failed:", traceback.format_exc().splitlines()))
 
 

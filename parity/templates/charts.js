@@ -198,10 +198,12 @@ function drawExcess(data, rows, entry) {
   const [match, suspect] = data.limits, scale = logScale([...rows.map(excess), match / 10, suspect * 3], 1.5);
   const panel = frame("excess", "Excess of each checkpoint over blocks", entry.blocks, scale, true);
   const first = rows.findIndex((row) => row.stream);
-  for (const [value, verdict] of [[match, "suspect"], [suspect, "diverged"]]) {
-    make("line", { class: "limit", x1: panel.left, x2: panel.right, y1: panel.y(value), y2: panel.y(value) }, panel.svg);
-    make("text", { class: "strong", x: panel.left + 4, y: panel.y(value) - 4 }, panel.svg, `${verdict} above ${short(value)}`);
-  }
+  for (const value of [match, suspect]) make("line", { class: "limit", x1: panel.left, x2: panel.right, y1: panel.y(value), y2: panel.y(value) }, panel.svg);
+  const say = (value, words) => make("text", { class: "strong", x: panel.left + 4, y: panel.y(value) - 4 }, panel.svg, words);
+  const words = [`suspect above ${short(match)}`, `diverged above ${short(suspect)}`];
+  // Over many decades the two lines come too close for a line of words between them.
+  if (panel.y(match) - panel.y(suspect) < 14) say(suspect, words.join(", "));
+  else [match, suspect].forEach((value, i) => say(value, words[i]));
   rows.forEach((row, k) => {
     const value = excess(row), x = row.stream ? panel.x(row.block) : k < first || first < 0 ? panel.left + panel.gap / 2 : panel.right - panel.gap / 2;
     if (value === Infinity) make("text", { class: "bad", x, y: panel.top + 8, "text-anchor": "middle" }, panel.svg, "×");
