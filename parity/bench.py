@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def clean_cases(runs: int, dtypes: Sequence[str]) -> list[tuple[Case, str]]:
     # Steps of a prime number, so that few runs already see every value.
     spread = list(itertools.islice(combinations, 0, runs * 37, 37))
     return [
-        (Case(f"seed-{seed:03d}", images, prompts, timestep, seed), dtypes[seed % len(dtypes)])
+        # A turn further after each round of the sizes: their number may be a multiple of the dtypes'.
+        (Case(f"seed-{seed:03d}", images, prompts, timestep, seed), dtypes[(seed + seed // len(SIZES)) % len(dtypes)])
         for seed, (timestep, prompts, images) in enumerate(spread)
     ]
 
@@ -82,14 +84,15 @@ def clean_run(
 def _summary(case: Case, dtype: str, judged: dict[str, list[dict[str, Any]]]) -> CleanRun:
     every = [(mode, row) for mode, rows in judged.items() for row in rows]
     compared = [(mode, row) for mode, row in every if row["excess"] is not None]
-    worst = max(compared, key=lambda pair: pair[1]["excess"])
-    peak = max(compared, key=lambda pair: pair[1]["peak_excess"])
+    nothing = ("", {"name": "nothing compared", "excess": math.nan, "peak_excess": math.nan})
+    worst = max(compared, key=lambda pair: pair[1]["excess"], default=nothing)
+    peak = max(compared, key=lambda pair: pair[1]["peak_excess"], default=nothing)
     floors = {mode: [row["floor"] for row in rows] for mode, rows in judged.items()}
     return CleanRun(
         case=_spell(case),
         dtype=dtype,
         checkpoints=len(every),
-        median=median(row["excess"] for _, row in compared),
+        median=median(row["excess"] for _, row in compared or [nothing]),
         worst=worst[1]["excess"],
         worst_at=f"{worst[1]['name']} ({worst[0]})",
         worst_peak=peak[1]["peak_excess"],

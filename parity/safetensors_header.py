@@ -163,4 +163,5 @@ def shown(value: object) -> str:
 
 
 def and_more(problems: list[str]) -> str:
+    """`` (and 3 more)`` after the first of several problems; nothing after a single one."""
     return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -50,7 +50,8 @@ def measure(
     command = [sys.executable, "-m", "parity.stopwatch", side, str(folder), str(repeats), dtype, *passes]
     done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
     if done.returncode:
-        raise ParityError(f"timing {side} failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ParityError(f"timing {side} failed: {said[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -105,14 +105,14 @@ def test_the_check_itself_finds_what_is_planted(path, planted):
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("mlx_impl/layers.py", "from parity.tap import scope, tap\nfrom parity import tap\nfrom . import ops\nimport mlx.nn"),
+        ("mlx_impl/layers.py", "from parity.tap import tap\nfrom parity import tap\nfrom . import ops\nimport mlx.nn"),
         ("reference/port.py", "from parity.names import parse\nfrom reference import transformer\nimport torch"),
         ("parity/run.py", "import parity.referenced\nfrom parity import mlx\nimport mlxtend, torchlike"),
         ("parity/commands/synth.py", "def f():\n    from reference.presets import PRESETS"),
         ("parity/commands/synth.py", "if TYPE_CHECKING:\n    from reference.presets import Preset"),
         ("parity/stopwatch.py", "def f():\n    import mlx_impl.workload"),
     ],
-)  # fmt: skip
+)
 def test_the_check_itself_lets_pass_what_is_right(path, allowed):
     assert list(violations(allowed, path)) == []
 

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -25,14 +26,13 @@ from parity.runfolder import write_json
 Out = Annotated[Path | None, Parameter(help="also write the figures to this JSON file")]
 Force = Annotated[bool, Parameter(negative=(), help="overwrite that file")]
 Weights = Annotated[str, Parameter(help="checkpoint folder, or synthetic:PRESET")]
-Runs = Annotated[int, Parameter(help="clean runs")]
-Repeats = Annotated[int, Parameter(help="timed passes")]
+Runs = Annotated[int, Parameter(help="clean runs", validator=Number(gte=1))]
+Repeats = Annotated[int, Parameter(help="timed passes", validator=Number(gte=1))]
 Candidate = Annotated[str, Parameter(help="the port to measure")]
+Dtype = Annotated[Literal["float32", "bfloat16"], Parameter(help="of weights and inputs")]
 
 
-def forward(
-    *, repeats: Repeats = 7, dtype: Literal["float32", "bfloat16"] = "float32", out: Out = None, force: Force = False
-) -> int:
+def forward(*, repeats: Repeats = 7, dtype: Dtype = "float32", out: Out = None, force: Force = False) -> int:
     """Time a forward pass of MLX with and without an optimised BLAS, and of torch.
 
     Four blocks, D = 512, 256 image and 32 text tokens. torch's own bfloat16 GEMM is slow on
@@ -186,6 +186,8 @@ def _free(out: Path | None, force: bool) -> None:
         raise UsageError(f"--out {out} is a folder; name a JSON file")
     if out is not None and out.exists() and not force:
         raise OutputExistsError(f"{out} is there already; --force overwrites it")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}")
 
 
 def _save(out: Path | None, figures: dict) -> int:
