@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -81,5 +82,10 @@ def call(argv: list[str]) -> int:
         err.print("interrupted; the same command resumes a run")
         return 130
     except BrokenPipeError:
+        return EXIT_INTERNAL
+    except Exception:
+        # Python's own exit code for a traceback is 1, which here says divergence.
+        traceback.print_exc()
+        err.print("[bold red]error:[/] internal error; the lines above are worth a bug report")
         return EXIT_INTERNAL
     return code if isinstance(code, int) else 0

@@ -286,7 +286,6 @@ def test_what_was_interrupted_says_how_to_go_on(capsys, monkeypatch):
     assert "the same command resumes" in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="an unexpected exception leaves with 1, the code of a divergence")
 def test_a_fault_of_the_toolkit_itself_is_not_taken_for_a_divergence(monkeypatch):
     monkeypatch.setattr(cli, "app", lambda _: {}["no such key"])
     assert call(["run"]) == errors.EXIT_INTERNAL
