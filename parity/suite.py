@@ -16,6 +16,7 @@ modes = ["isolated", "accumulated"]
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ class Suite:
         _check_known("dtype", dtypes, list(DTYPES))
         _check_known("detail", [detail] if detail else [], LEVELS)
         kept = tuple(
-            replace(planned, dtypes=tuple(dtypes) or planned.dtypes)
+            replace(planned, dtypes=tuple(dict.fromkeys(dtypes)) or planned.dtypes)
             for planned in self.cases
             if not cases or planned.case.name in cases
         )
@@ -108,6 +109,13 @@ def _planned(where: str, entry: dict[str, Any]) -> Planned:
     _check_keys(where, entry, _CASE_KEYS)
     _check_known("dtype", entry["dtypes"], list(DTYPES), where)
     _check_known("mode", entry["modes"], MODES, where)
+    for key in ("dtypes", "modes"):
+        if not entry[key] or len(set(entry[key])) < len(entry[key]):
+            raise UsageError(f"{where}: {key} must be there and differ: {', '.join(entry[key]) or 'none'}")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", entry["name"], re.ASCII):  # it becomes part of file names
+        raise UsageError(f"{where}: a name is of letters, digits, '-', '_' and '.', at most 100")
+    if entry["seed"] < 0:
+        raise UsageError(f"{where}: seed is {entry['seed']}, expected 0 or more")
     try:
         images = tuple((int(height), int(width)) for height, width in entry["images"])
         tokens = tuple(int(n) for n in entry["text_tokens"])

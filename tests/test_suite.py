@@ -56,6 +56,10 @@ def test_the_default_suite_covers_what_it_promises():
         ("[[64, 64]]", "[[64, 60]]", "not a multiple of 16"),
         ("[[64, 64]]", "[64, 64]", r"images is a list of \[height, width\]"),
         ("seed = 0", "", "missing key 'seed'"),
+        ('name = "one"', 'name = "../one"', "a name is of letters, digits"),
+        ("seed = 0", "seed = -1", "seed is -1, expected 0 or more"),
+        ('["float32", "bfloat16"]', "[]", "dtypes must be there and differ: none"),
+        ('["isolated"]', '["isolated", "isolated"]', "modes must be there and differ: isolated, isolated"),
         ("title", "= title", "not TOML"),
     ],
 )
