@@ -15,7 +15,8 @@ import mlx.nn as nn
 
 from .transformer import QwenImageTransformer2DModel, TransformerConfig
 
-SINGLE = "diffusion_pytorch_model.safetensors"
+# An unsharded model's file, as diffusers and as transformers call it.
+SINGLES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 # The modules that a stage outside the blocks owns.
@@ -23,28 +24,22 @@ EMBED_PARTS = ("img_in", "txt_norm", "txt_in", "time_text_embed")
 HEAD_PARTS = ("norm_out", "proj_out")
 
 
-class Checkpoint:
-    """The transformer's config and shards in one folder.
+class Shards:
+    """The safetensors shards of one folder, as diffusers or transformers wrote them.
 
     Args:
-        folder: the ``transformer`` folder of a pipeline, or the folder above it.
+        folder: the folder of one component.
 
     Raises:
-        FileNotFoundError: no config, no weights, or a shard that the index names is not there.
-        ValueError: the config has keys that the model does not know.
+        FileNotFoundError: no weights, or a shard that the index names is not there.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        self.folder = folder / "transformer" if (folder / "transformer" / "config.json").exists() else folder
-        path = self.folder / "config.json"
-        if not path.exists():
-            raise FileNotFoundError(f"{folder} has no config.json, nor a transformer folder with one")
-        self.config = TransformerConfig.from_dict(json.loads(path.read_text()))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._file_of = self._index()
-        missing = sorted({file for file in self._file_of.values() if not (self.folder / file).exists()})
+        missing = sorted({file for file in self._file_of.values() if not (folder / file).exists()})
         if missing:
-            raise FileNotFoundError(f"{self.folder}: no {', '.join(missing)}, which the index names; download it again")
+            raise FileNotFoundError(f"{folder}: no {', '.join(missing)}, which the index names; download it again")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -74,12 +69,34 @@ class Checkpoint:
         indices = sorted(self.folder.glob("*.safetensors.index.json"))
         if indices:
             return json.loads(indices[0].read_text())["weight_map"]
-        if (self.folder / SINGLE).exists():
-            return dict.fromkeys(mx.load(str(self.folder / SINGLE)), SINGLE)
-        raise FileNotFoundError(f"{self.folder} holds neither {SINGLE} nor a *.safetensors.index.json")
+        for name in SINGLES:
+            if (self.folder / name).exists():
+                return dict.fromkeys(mx.load(str(self.folder / name)), name)
+        raise FileNotFoundError(f"{self.folder} holds neither {' nor '.join(SINGLES)} nor a *.safetensors.index.json")
 
 
-def load_part(module: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: mx.Dtype, hold: mx.Dtype) -> None:
+class Checkpoint(Shards):
+    """The transformer's config and shards in one folder.
+
+    Args:
+        folder: the ``transformer`` folder of a pipeline, or the folder above it.
+
+    Raises:
+        FileNotFoundError: no config, no weights, or a shard that the index names is not there.
+        ValueError: the config has keys that the model does not know.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        inner = folder / "transformer" if (folder / "transformer" / "config.json").exists() else folder
+        path = inner / "config.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{folder} has no config.json, nor a transformer folder with one")
+        self.config = TransformerConfig.from_dict(json.loads(path.read_text()))
+        super().__init__(inner)
+
+
+def load_part(module: nn.Module, checkpoint: Shards, prefix: str, dtype: mx.Dtype, hold: mx.Dtype) -> None:
     """Load the arrays below `prefix` into a module, rounded to `hold` and then cast to `dtype`.
 
     Raises:

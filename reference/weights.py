@@ -10,29 +10,35 @@ import torch
 from safetensors import safe_open
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
-SINGLE = "diffusion_pytorch_model.safetensors"
+# An unsharded model's file, as diffusers and as transformers call it; an index is called after it.
+SINGLES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
 class Shards:
-    """The safetensors shards of one folder.
+    """The safetensors shards of one component.
 
     Args:
-        folder: the ``transformer`` folder of a pipeline, or the folder above it.
+        folder: the component's folder, or the pipeline's, which is the one above.
+        component: name of the component's folder.
 
     Raises:
         FileNotFoundError: neither an index nor a single file is there.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "transformer" if (folder / "transformer" / "config.json").exists() else folder
+    def __init__(self, folder: Path, component: str = "transformer") -> None:
+        self.folder = folder / component if (folder / component / "config.json").exists() else folder
         self.config: dict = json.loads((self.folder / "config.json").read_text())
-        if (self.folder / INDEX).exists():
-            self._file_of = json.loads((self.folder / INDEX).read_text())["weight_map"]
-        elif (self.folder / SINGLE).exists():
-            with safe_open(self.folder / SINGLE, framework="pt") as shard:
-                self._file_of = dict.fromkeys(shard.keys(), SINGLE)
-        else:
-            raise FileNotFoundError(f"{self.folder} holds neither {INDEX} nor {SINGLE}")
+        self._file_of = self._index()
+
+    def _index(self) -> dict[str, str]:
+        for name in SINGLES:
+            index = self.folder / f"{name}.index.json"
+            if index.exists():
+                return json.loads(index.read_text())["weight_map"]
+            if (self.folder / name).exists():
+                with safe_open(self.folder / name, framework="pt") as shard:
+                    return dict.fromkeys(shard.keys(), name)
+        raise FileNotFoundError(f"{self.folder} holds neither {' nor '.join(SINGLES)}, nor an index of one")
 
     def read(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (key without prefix, tensor in its stored dtype) of every key below `prefix`."""
