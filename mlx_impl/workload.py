@@ -13,7 +13,7 @@ from parity.tap import Recorder, recording
 
 from . import layers, transformer
 from .device_stats import collect, lazy
-from .port import from_numpy
+from .session import from_numpy
 from .weights import load_transformer, mlx_dtype
 
 

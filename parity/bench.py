@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from parity import verdict
-from parity.case import Case
+from parity.components.base import Configs
+from parity.components.transformer import TransformerCase
 from parity.lockstep import Lockstep, StageResult, Unit
 from parity.names import Graph
 from parity.ports import Port
@@ -53,25 +54,28 @@ class CleanRun:
     quiet: float
 
 
-def clean_cases(runs: int, dtypes: Sequence[str]) -> list[tuple[Case, str]]:
+def clean_cases(runs: int, dtypes: Sequence[str]) -> list[tuple[TransformerCase, str]]:
     """`runs` pairs of case and dtype; all differ in seed, and go through sizes, prompts and timesteps."""
     combinations = itertools.cycle(itertools.product(TIMESTEPS, PROMPTS, SIZES))
     # Steps of a prime number, so that few runs already see every value.
     spread = list(itertools.islice(combinations, 0, runs * 37, 37))
     return [
-        # A turn further after each round of the sizes: their number may be a multiple of the dtypes'.
-        (Case(f"seed-{seed:03d}", images, prompts, timestep, seed), dtypes[(seed + seed // len(SIZES)) % len(dtypes)])
+        (
+            TransformerCase(name=f"seed-{seed:03d}", seed=seed, images=images, text_tokens=prompts, timestep=timestep),
+            # A turn further after each round of the sizes: their number may be a multiple of the dtypes'.
+            dtypes[(seed + seed // len(SIZES)) % len(dtypes)],
+        )
         for seed, (timestep, prompts, images) in enumerate(spread)
     ]
 
 
 def clean_run(
-    case: Case, dtype: str, graph: Graph, ports: tuple[Port, Port], weights: Path, config: dict[str, Any]
+    case: TransformerCase, dtype: str, graph: Graph, ports: tuple[Port, Port], weights: Path, configs: Configs
 ) -> CleanRun:
     """Compare a port that is believed to be right with the reference, both modes, all checkpoints of the graph."""
     unit = Unit(case, dtype, ("isolated", "accumulated"), graph, draws=3)
     lockstep = Lockstep(unit, *ports, weights)
-    chains = lockstep.start(case.inputs(config, dtype))
+    chains = lockstep.start(case.inputs(configs, dtype))
     measured: dict[str, list[dict[str, Any]]] = {mode: [] for mode in unit.modes}
     for stage in lockstep.stages:
         chains, found = lockstep.run(stage, chains)
@@ -81,7 +85,7 @@ def clean_run(
     return _summary(case, dtype, judged)
 
 
-def _summary(case: Case, dtype: str, judged: dict[str, list[dict[str, Any]]]) -> CleanRun:
+def _summary(case: TransformerCase, dtype: str, judged: dict[str, list[dict[str, Any]]]) -> CleanRun:
     every = [(mode, row) for mode, rows in judged.items() for row in rows]
     compared = [(mode, row) for mode, row in every if row["excess"] is not None]
     nothing = ("", {"name": "nothing compared", "excess": math.nan, "peak_excess": math.nan})
@@ -103,7 +107,7 @@ def _summary(case: Case, dtype: str, judged: dict[str, list[dict[str, Any]]]) ->
     )
 
 
-def _spell(case: Case) -> str:
+def _spell(case: TransformerCase) -> str:
     images = "+".join(f"{height}x{width}" for height, width in case.images)
     return f"{case.name} {images} prompts {','.join(map(str, case.text_tokens))} t {case.timestep}"
 
@@ -123,7 +127,7 @@ class Planted:
 
 
 def sensitivity(
-    case: Case, dtype: str, graph: Graph, ports: tuple[Port, Port], weights: Path, config: dict[str, Any],
+    case: TransformerCase, dtype: str, graph: Graph, ports: tuple[Port, Port], weights: Path, configs: Configs,
     *, size: float = 1e-5, floor: float = 1e-6, stages: Sequence[str] | None = None,
     told: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Iterator[Planted]:  # fmt: skip
@@ -137,7 +141,7 @@ def sensitivity(
         told: called after each checkpoint with the stage, and how many are done of how many.
     """
     lockstep = Lockstep(Unit(case, dtype, ("isolated",), graph, draws=3), *ports, weights)
-    chains = lockstep.start(case.inputs(config, dtype))
+    chains = lockstep.start(case.inputs(configs, dtype))
     done = 0
     for stage in lockstep.stages:
         prepared = lockstep.prepare(stage, chains)

@@ -1,9 +1,9 @@
-"""A transformer checkpoint in the diffusers layout, inspected before anything is run.
+"""One component's checkpoint in the diffusers layout, inspected before anything is run.
 
-`inspect` reads ``config.json`` and the safetensors headers, never a tensor, and finds all that
-is wrong at once. Files are data from elsewhere: every size is checked before it is allocated,
-and names are escaped where they are shown. `check_finite` streams the values, `fingerprint`
-samples them.
+`inspect` reads the transformer's ``config.json`` and safetensors headers, never a tensor, and finds
+all that is wrong at once; `inspect_shards` does it for components whose loaders check the names.
+Files are data from elsewhere: every size is checked before it is allocated, and names are escaped
+where they are shown. `check_finite` streams the values, `fingerprint` samples them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from parity.errors import WeightsError
 from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, and_more, json_object, read_header, shown
 from parity.transformer_shape import TransformerShape, expected_tensors
 
-INDEX = "diffusion_pytorch_model.safetensors.index.json"
-SINGLE = "diffusion_pytorch_model.safetensors"
+# Files of a component begin with it: diffusers' own models, and those of transformers.
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 SYNTHETIC_FILE = "parity-synthetic.json"
 SYNTHETIC_KEY = "parity_synthetic"
 
@@ -103,7 +103,40 @@ def inspect(path: Path | str) -> Checkpoint:
         config = read_config(root)
     except WeightsError as error:
         problems += error.details or [error.message]
-    names, placed = _shard_names(root, problems, warnings)
+    held = _read_shards(root, DIFFUSERS, problems, warnings)
+    if config is not None and (held.shards or not held.unread):
+        problems += _tensor_problems(held.tensors, expected_tensors(config), held.absent)
+    return _whole(root, config, held, problems, warnings)
+
+
+def inspect_shards(folder: Path, config: Mapping[str, Any], stem: str) -> Checkpoint:
+    """Check the shards of any component: files, headers and index, not which tensors there must be.
+
+    Args:
+        folder: of the shards.
+        config: contents of its config file.
+        stem: what the names of its files begin with, `DIFFUSERS` or `TRANSFORMERS`.
+
+    Raises:
+        WeightsError: not there or damaged; the details list everything wrong.
+    """
+    problems: list[str] = []
+    warnings: list[str] = []
+    return _whole(folder, config, _read_shards(folder, stem, problems, warnings), problems, warnings)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the shards of a folder hold. `unread` names shards, `absent` tensors of shards that are missing."""
+
+    shards: list[Shard]
+    tensors: dict[str, Tensor]
+    unread: set[str]
+    absent: set[str]
+
+
+def _read_shards(root: Path, stem: str, problems: list[str], warnings: list[str]) -> _Held:
+    names, placed = _shard_names(root, stem, problems, warnings)
     shards = []
     unread = set()
     for name in names:
@@ -116,12 +149,18 @@ def inspect(path: Path | str) -> Checkpoint:
     if placed is not None:
         problems += _index_problems(shards, tensors, placed)
     absent = {name for name, file in placed.items() if file not in names or file in unread} if placed else set()
-    if config is not None and (shards or not unread):
-        problems += _tensor_problems(tensors, expected_tensors(config), absent)
+    return _Held(shards, tensors, unread, absent)
+
+
+def _whole(
+    root: Path, config: Mapping[str, Any] | None, held: _Held, problems: list[str], warnings: list[str]
+) -> Checkpoint:
+    """The checkpoint, if nothing was found wrong with it."""
     if problems:
-        summary = f"{problems[0]}{and_more(problems)}{_layout_hint(root, shards)}"
+        summary = f"{problems[0]}{and_more(problems)}{_layout_hint(root, held.shards)}"
         raise WeightsError(f"{root}: this checkpoint cannot be used: {summary}", problems)
-    return Checkpoint(root, config, tuple(shards), tensors, _synthetic(root, shards), tuple(warnings))
+    synthetic = _synthetic(root, held.shards)
+    return Checkpoint(root, config, tuple(held.shards), held.tensors, synthetic, tuple(warnings))
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -173,29 +212,33 @@ def _layout_hint(folder: Path, shards: list[Shard]) -> str:
     return ""
 
 
-def _shard_names(root: Path, problems: list[str], warnings: list[str]) -> tuple[list[str], dict[str, str] | None]:
+def _shard_names(
+    root: Path, stem: str, problems: list[str], warnings: list[str]
+) -> tuple[list[str], dict[str, str] | None]:
     """Names of the shards that are there, and the index's map from tensor to shard, if it has one."""
+    single = f"{stem}.safetensors"
+    index = f"{single}.index.json"
     there = {entry.name for entry in root.glob("*.safetensors") if entry.is_file()}
-    if not (root / INDEX).is_file():
-        if SINGLE in there:
-            warnings += [f"{shown(name)} is not part of the checkpoint" for name in sorted(there - {SINGLE})]
-            return [SINGLE], None
+    if not (root / index).is_file():
+        if single in there:
+            warnings += [f"{shown(name)} is not part of the checkpoint" for name in sorted(there - {single})]
+            return [single], None
         numbered = sorted(name for name in there if re.fullmatch(r".+-\d{5}-of-\d{5}\.safetensors", name))
-        what = f"{len(numbered)} shards without their index {INDEX}" if numbered else f"neither {INDEX} nor {SINGLE}"
+        what = f"{len(numbered)} shards without their index {index}" if numbered else f"neither {index} nor {single}"
         others = ", ".join(shown(name) for name in sorted(there)[:4]) or "no safetensors file"
         raise WeightsError(f"{root}: {what}; found {others}{_layout_hint(root, [])}")
     try:
-        if (root / INDEX).stat().st_size > HEADER_LIMIT:
+        if (root / index).stat().st_size > HEADER_LIMIT:
             raise ValueError(f"larger than {HEADER_LIMIT} bytes")
-        placed = json_object((root / INDEX).read_bytes()).get("weight_map")
+        placed = json_object((root / index).read_bytes()).get("weight_map")
         if not isinstance(placed, dict) or not placed or not all(map(_is_plain_name, placed.values())):
             raise ValueError("weight_map does not map tensors to names of safetensors files in this folder")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{root / INDEX}: {error}") from None
+        raise WeightsError(f"{root / index}: {error}") from None
     count = Counter(placed.values())
     absent = sorted(set(count) - there)
-    problems += [f"{INDEX} names {shown(name)}, which is not there ({count[name]} tensors)" for name in absent]
-    warnings += [f"{shown(name)} is not named by {INDEX}" for name in sorted(there - set(count))]
+    problems += [f"{index} names {shown(name)}, which is not there ({count[name]} tensors)" for name in absent]
+    warnings += [f"{shown(name)} is not named by {index}" for name in sorted(there - set(count))]
     return sorted(set(count) & there), placed
 
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from parity.case import DTYPES, Case, jitter, round_state
+from parity.components.base import DTYPES, Case
 from parity.errors import ParityError, PreconditionError
 from parity.names import Graph, parse
 from parity.ports import Port, Session, State
-from parity.stats import ArrayStats, Error, describe, distance, error, unit_roundoff
+from parity.rounding import CONSTANT, jitter, round_state
+from parity.stats import ArrayStats, Error, describe, distance, error, mismatches, unit_roundoff
 
 Row = dict[str, Any]
 Chains = dict[str, State]
@@ -94,6 +95,7 @@ class _Measured:
 
     floor: Mapping[str, Error]
     error: Error | None = None
+    mismatches: int | None = None
     stats: ArrayStats | None = None
     against_reference: Row = field(default_factory=dict)
 
@@ -109,9 +111,10 @@ class Lockstep:
 
     def __init__(self, unit: Unit, reference: Port, candidate: Port, weights: Path) -> None:
         self.unit = unit
-        self._reference = reference.open(weights, dtype=unit.dtype)
-        self._truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype)
-        self._candidate = _opened(candidate, weights, unit.dtype)
+        component = unit.case.component
+        self._reference = reference.open(weights, dtype=unit.dtype, component=component)
+        self._truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype, component=component)
+        self._candidate = _opened(candidate, weights, unit.dtype, component)
         self._precisions = reference.precisions(unit.dtype)[1:]
         self.stages = self._reference.stages
 
@@ -152,7 +155,7 @@ class Lockstep:
         }
         failure = self._run_candidate(stage, chains, prepared, measured)
         rows = {
-            mode: [_row(name, stage, one, prepared, mode, failure.get(mode)) for name, one in of_mode.items()]
+            mode: [self._row(name, stage, one, prepared, mode, failure.get(mode)) for name, one in of_mode.items()]
             for mode, of_mode in measured.items()
         }
         shown = measured[self.unit.modes[-1]].items()
@@ -236,8 +239,9 @@ class Lockstep:
             self._candidate.free(stage)
         return failure
 
-    @staticmethod
-    def _measure(name: str, value: np.ndarray, prepared: Prepared, mode: str, one: _Measured, *, shown: bool) -> None:
+    def _measure(
+        self, name: str, value: np.ndarray, prepared: Prepared, mode: str, one: _Measured, *, shown: bool
+    ) -> None:
         """Everything about the candidate's array; afterwards it is not needed any more.
 
         Args:
@@ -246,53 +250,66 @@ class Lockstep:
         one.stats = describe(value, chunks=_chunks(name), distribution=shown)
         truth = prepared.truth[mode][name]
         if value.shape == truth.shape:
-            one.error = error(value, truth)
+            if name in self.unit.graph.exact:
+                one.mismatches = mismatches(value, prepared.reference[name])
+            one.error = error(value, prepared.reference[name] if name in self.unit.graph.exact else truth)
             far = distance(value, prepared.reference[name])
             one.against_reference = {
                 "rmse": far.rmse, "max_abs": far.max_abs, "max_at": list(far.max_at),
                 "cosine": far.cosine, "psnr": far.psnr,
             }  # fmt: skip
 
+    def _row(self, name: str, stage: str, one: _Measured, prepared: Prepared, mode: str, failure: str | None) -> Row:
+        """One row of ``parity.json``, without its verdict."""
+        expected, stats = prepared.reference[name], one.stats
+        exact = name in self.unit.graph.exact
+        floor = _EXACT if exact else _floor(one.floor, expected, prepared.truth[mode][name])
+        return {
+            "name": name,
+            "stage": stage,
+            "status": "measured" if stats else "skipped" if failure else "missing",
+            "reason": failure or "",
+            "mismatches": one.mismatches,
+            "shape": list(stats.shape) if stats else None,
+            "expected_shape": list(expected.shape),
+            "dtype": stats.dtype if stats else None,
+            "rel_rmse": one.error.rel_rmse if one.error else None,
+            "peak": one.error.max_abs if one.error else None,
+            **floor,
+            **_NOT_COMPARED,
+            **one.against_reference,
+            "reference": prepared.stats_of(name).brief(),
+            "candidate": stats.brief() if stats else None,
+            "range": None,
+        }
+
 
 _NOT_COMPARED: Row = dict.fromkeys(("rmse", "max_abs", "max_at", "cosine", "psnr"))
+# A value that must be equal bit for bit has no noise.
+_EXACT: Row = {"floor": 0.0, "floor_by": "exact", "peak_floor": 0.0}
 
 
-def _row(name: str, stage: str, one: _Measured, prepared: Prepared, mode: str, failure: str | None) -> Row:
-    """One row of ``parity.json``, without its verdict."""
-    expected, stats = prepared.reference[name], one.stats
+def _floor(runs: Mapping[str, Error], expected: np.ndarray, truth: np.ndarray) -> Row:
+    """The reference's own noise at one checkpoint."""
     roundoff = unit_roundoff(expected.dtype)
-    floor_by, floor = _largest(one.floor, roundoff / 2)
-    largest = float(np.abs(prepared.truth[mode][name]).max())
+    floor_by, floor = _largest(runs, roundoff / 2)
+    largest = float(np.abs(truth).max())
     return {
-        "name": name,
-        "stage": stage,
-        "status": "measured" if stats else "skipped" if failure else "missing",
-        "reason": failure or "",
-        "shape": list(stats.shape) if stats else None,
-        "expected_shape": list(expected.shape),
-        "dtype": stats.dtype if stats else None,
-        "rel_rmse": one.error.rel_rmse if one.error else None,
         "floor": floor,
         "floor_by": floor_by,
-        "peak": one.error.max_abs if one.error else None,
         # One rounding is off by up to one unit roundoff of the largest value.
-        "peak_floor": max(roundoff * largest, *(run.max_abs for run in one.floor.values())),
-        **_NOT_COMPARED,
-        **one.against_reference,
-        "reference": prepared.stats_of(name).brief(),
-        "candidate": stats.brief() if stats else None,
-        "range": None,
+        "peak_floor": max(roundoff * largest, *(run.max_abs for run in runs.values())),
     }
 
 
-def _opened(candidate: Port, weights: Path, dtype: str) -> Session:
+def _opened(candidate: Port, weights: Path, dtype: str, component: str) -> Session:
     """The candidate's session; what it raises becomes one line for the user.
 
     Raises:
         PreconditionError: the candidate does not open this checkpoint.
     """
     try:
-        return candidate.open(weights, dtype=dtype)
+        return candidate.open(weights, dtype=dtype, component=component)
     except ParityError:
         raise
     except Exception as raised:
@@ -337,13 +354,17 @@ def _largest(floor: Mapping[str, Error], resolution: float) -> tuple[str, float]
     return by, worst
 
 
+# What does not grow from stage to stage.
+_STILL = (*CONSTANT, "controlnet.", "temb")
+
+
 def _chain_error(chains: Chains, template: Mapping[str, np.ndarray]) -> float:
     """Relative RMSE of the candidate's chain against the truth's, rms over the moving tensors."""
     truth, candidate = chains["truth"], chains["candidate"]
     squares = [
         error(candidate[key], truth[key]).rel_rmse ** 2
         for key, array in template.items()
-        if array.ndim >= 3 and array.dtype in DTYPES.values() and not key.startswith(("rope.", "controlnet."))
+        if array.ndim >= 2 and array.dtype in DTYPES.values() and not key.startswith(_STILL)
         and key in candidate and candidate[key].shape == truth[key].shape
     ]  # fmt: skip
     return math.sqrt(sum(squares) / len(squares)) if squares else math.nan

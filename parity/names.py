@@ -33,12 +33,22 @@ _EMBED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rope.txt", ()),
 )
 
-_BLOCK_NAME = re.compile(r"block\.(?P<block>\d{2,})\.(?P<stream>img|txt)\.(?P<kind>[a-z0-9_]+)")
+# What repeats along a model: a block of the transformer or of the vision tower, a layer of the text encoder, a step.
+_REPEATED = re.compile(
+    r"(?P<before>(?:[a-z0-9_]+\.)*?)(?P<unit>block|layer|step)\.(?P<index>\d{2,})\.(?P<stream>(?:img|txt)\.)?(?P<kind>[a-z0-9_.]+)"
+)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A name taken apart. `block` and `stream` are None outside the blocks."""
+    """A name taken apart; outside of what repeats, `block` and `stream` are None.
+
+    Attributes:
+        kind: what is the same in every repetition: ``attn``.
+        block: index of the block, layer or step.
+        stream: what runs through the repetitions: ``img`` and ``txt`` in the transformer, ``text``,
+            ``vision``, ``step``; of a transformer inside a pipeline's step, ``step.03.cond.img``.
+    """
 
     kind: str
     block: int | None = None
@@ -47,11 +57,18 @@ class Parts:
 
 @lru_cache(maxsize=1 << 16)
 def parse(name: str) -> Parts:
-    """Take a checkpoint name apart; a name outside the blocks is its own kind."""
-    match = _BLOCK_NAME.fullmatch(name)
+    """Take a checkpoint name apart; a name outside of what repeats is its own kind."""
+    match = _REPEATED.fullmatch(name)
     if match is None:
         return Parts(kind=name)
-    return Parts(kind=match["kind"], block=int(match["block"]), stream=match["stream"])
+    if match["unit"] == "step" and (inner := parse(match["kind"])).block is not None:
+        # A step's own values are one series; what happens inside one is a series of that step's.
+        within = f"step.{match['index']}.{match['kind'].partition('.')[0]}"
+        return Parts(inner.kind, inner.block, f"{within}.{(inner.stream or '').rpartition('.')[2]}")
+    stream = match["before"].rstrip(".") or match["unit"]
+    if match["stream"]:
+        stream = ".".join(filter(None, (match["before"].rstrip("."), match["stream"].rstrip("."))))
+    return Parts(match["kind"], int(match["index"]), stream)
 
 
 def block_stage(index: int) -> str:
@@ -67,11 +84,14 @@ class Graph:
         parents: name -> names it is computed from; the keys are all names known, in order.
         stage: name -> the stage that makes it.
         expected: the names a run at this level must produce, in order.
+        exact: names whose values must equal the reference's bit for bit: token ids, masks,
+            positions, noise levels. Every other value is judged by its floor.
     """
 
     parents: Mapping[str, tuple[str, ...]]
     stage: Mapping[str, str]
     expected: tuple[str, ...]
+    exact: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -80,7 +100,7 @@ class Graph:
             if unknown:
                 raise ValueError(f"{name}: parents {unknown} are not made before it")
             seen.add(name)
-        strangers = [name for name in self.expected if name not in self.parents]
+        strangers = [name for name in (*self.expected, *self.exact) if name not in self.parents]
         if strangers or set(self.stage) != seen:
             raise ValueError(f"expected names or stages outside the graph: {strangers or set(self.stage) ^ seen}")
 

@@ -1,7 +1,7 @@
 """The port protocol: how the toolkit sees one implementation of a model.
 
-A port is opened on a checkpoint in one dtype and gives a session. A session runs **stages**
-(``embed``, ``block.00`` … ``head``), each a function from state to state, with its own
+A port is opened on one component of a model in one dtype and gives a session. A session runs
+**stages** (``embed``, ``block.00`` … ``head``), each a function from state to state, with its own
 weights loaded and freed. State and checkpoints cross the border as numpy arrays (bfloat16 as
 ``ml_dtypes.bfloat16``), so the toolkit imports neither torch nor mlx.
 
@@ -34,7 +34,7 @@ BUILTIN = {"reference": "reference.port:ReferencePort", "mlx_impl": "mlx_impl.po
 
 
 class Session(Protocol):
-    """One model, opened on one checkpoint in one dtype."""
+    """One component of a model, opened in one dtype."""
 
     stages: tuple[str, ...]
 
@@ -66,15 +66,18 @@ class Port(Protocol):
 
     name: str
 
-    def open(self, weights: Path, *, dtype: str, hold: str | None = None) -> Session:
-        """Open a checkpoint folder in the diffusers layout (its ``transformer`` folder, or the
-        folder above).
+    def open(self, weights: Path, *, dtype: str, hold: str | None = None, component: str = "transformer") -> Session:
+        """Open one component of a model's folder in the diffusers layout.
 
         Args:
-            weights: folder with ``config.json`` and safetensors shards.
+            weights: the folder with ``model_index.json``; a transformer's own folder will do for it.
             dtype: ``float32``, ``bfloat16``, ``float16``; a reference also takes ``float64``.
             hold: dtype the weights are rounded to before they are widened to `dtype`
                 (the truth of a bfloat16 run is float64 arithmetic on weights held in bfloat16).
+            component: one of `parity.components.COMPONENTS`.
+
+        Raises:
+            ValueError: the port has no such component.
         """
 
     def precisions(self, dtype: str) -> tuple[str, ...]:

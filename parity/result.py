@@ -9,26 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parity import names, verdict
-from parity.names import Graph
+from parity import verdict
+from parity.components import build_graph
 from parity.rangetable import RangeTable
-from parity.runfolder import from_json, to_json
+from parity.runfolder import SCHEMA, from_json, to_json
 
-SCHEMA = 1
 Run = dict[str, Any]
-
-_GRAPHS = {"qwen-image-transformer": names.qwen_image_transformer}
-
-
-def describe_graph(num_layers: int, level: str) -> dict[str, Any]:
-    """What `graph_of` needs to build a case's graph again."""
-    return {"name": "qwen-image-transformer", "num_layers": num_layers, "level": level}
-
-
-def graph_of(case: Mapping[str, Any]) -> Graph:
-    """The graph that a case of ``parity.json`` was compared on."""
-    described = dict(case["graph"])
-    return _GRAPHS[described.pop("name")](**described)
 
 
 def judge_case(case: Mapping[str, Any], table: RangeTable | None) -> dict[str, Any]:
@@ -38,9 +24,11 @@ def judge_case(case: Mapping[str, Any], table: RangeTable | None) -> dict[str, A
         case: name, mode, dtype, graph and ``checkpoints`` (rows as measured).
         table: documented ranges; none are checked without it.
     """
-    graph = graph_of(case)
+    graph = build_graph(case["graph"])
     rows = verdict.judge(case["checkpoints"], graph, isolated=case["mode"] == "isolated")
-    last = case["graph"]["num_layers"] - 1
+    # The documented ranges speak of the transformer.
+    table = table if case["graph"]["name"] == "transformer" else None
+    last = case["graph"].get("num_layers", 0) - 1
     for row in rows:
         row["range"] = range_of(row, table, last) if table and row["candidate"] else None
     counts = verdict.count(rows)

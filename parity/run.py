@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 
 from parity import result, trace, workers
-from parity.checkpoint import Checkpoint
+from parity.components import build_graph
 from parity.errors import ResourceError
 from parity.lockstep import Lockstep, StageResult, Unit, iterate
-from parity.names import qwen_image_transformer
+from parity.model_folder import ModelFolder
 from parity.ports import Port, environment, open_port
 from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
@@ -40,14 +40,14 @@ class Job:
 
     Attributes:
         suite: narrowed to what is to be run.
-        checkpoint: inspected weights.
+        model: inspected weights.
         candidate: the port under test, as `parity.ports.open_port` takes it.
         truth: dtype of the truth, ``float64`` or ``float32``.
         jobs: units run at once, each in a process of its own; 1 is this process.
     """
 
     suite: Suite
-    checkpoint: Checkpoint
+    model: ModelFolder
     candidate: str
     truth: str = "float64"
     jobs: int = 1
@@ -55,10 +55,10 @@ class Job:
     @property
     def units(self) -> list[Unit]:
         """Cases × dtypes, in the suite's order."""
-        graph = qwen_image_transformer(self.checkpoint.config["num_layers"], self.suite.detail)
         return [
-            Unit(planned.case, dtype, planned.modes, graph, self.suite.draws, self.truth)
+            Unit(planned.case, dtype, planned.modes, graph, planned.draws, self.truth)
             for planned in self.suite.cases
+            for graph in [build_graph(planned.case.graph(self.model.configs, planned.detail))]
             for dtype in planned.dtypes
         ]
 
@@ -80,9 +80,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def default_jobs(checkpoint: Checkpoint, units: int) -> int:
+def default_jobs(model: ModelFolder, units: int) -> int:
     """As many units at once as there are cores; one where the weights are large enough to fill them."""
-    return 1 if checkpoint.nbytes > LARGE_BYTES else max(1, min(units, workers.usable_cores()))
+    return 1 if model.nbytes > LARGE_BYTES else max(1, min(units, workers.usable_cores()))
 
 
 def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result.Run:
@@ -104,7 +104,7 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
         cases += _cases(job, unit, lines)
         _write_traces(job, unit, lines, folder.path, found_in)
     about = {
-        "weights": _about_weights(job.checkpoint),
+        "weights": job.model.describe(),
         "environment": found_in,
         "suite": job.suite.name,
         "command": command,
@@ -150,9 +150,9 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
     yield from (("stage", (unit.key, line["stage"])) for line in lines)
     if folder.is_done(unit.key):
         return
-    lockstep = Lockstep(unit, reference, candidate, job.checkpoint.root)
+    lockstep = Lockstep(unit, reference, candidate, job.model.root)
     if chains is None:
-        chains = lockstep.start(unit.case.inputs(job.checkpoint.config, unit.dtype))
+        chains = lockstep.start(unit.case.inputs(job.model.configs, unit.dtype))
     done = len(lines)
     for stage, after, stage_result in iterate(lockstep, chains, done):
         done += 1
@@ -184,12 +184,14 @@ def _entry(stage: str, found: StageResult) -> dict[str, Any]:
 
 def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One case of ``parity.json`` per mode of a unit."""
+    detail = {planned.case.name: planned.detail for planned in job.suite.cases}[unit.case.name]
     for mode in unit.modes:
         case = {
             "name": unit.case.name,
             "mode": mode,
             "dtype": unit.dtype,
-            "graph": result.describe_graph(job.checkpoint.config["num_layers"], job.suite.detail),
+            "component": unit.case.component,
+            "graph": unit.case.graph(job.model.configs, detail),
             "inputs": unit.case.describe(),
             "amplification": _amplification(lines) if mode == "accumulated" else None,
             "checkpoints": [row for line in lines for row in line["rows"][mode]],
@@ -211,23 +213,11 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
             "case": unit.case.describe() | {"name": unit.case.name},
             "dtype": unit.dtype,
             "mode": unit.modes[-1],
-            "config": job.checkpoint.config,
+            "component": unit.case.component,
+            "configs": {folder: job.model.configs[folder] for folder in unit.case.folders},
             "environment": found_in[side],
         }
         trace.write(path / "trace" / unit.key / side, stats, about)
-
-
-def _about_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        # A synthetic checkpoint lies in a cache, whose place says nothing to whoever reads the report.
-        "path": f"synthetic:{checkpoint.synthetic}" if checkpoint.synthetic else str(checkpoint.root),
-        "synthetic": checkpoint.synthetic is not None,
-        "preset": checkpoint.synthetic,
-        "layout": "diffusers",
-        "tensors": len(checkpoint.tensors),
-        "parameters": checkpoint.parameters,
-        "config": checkpoint.config,
-    }
 
 
 def _check_room(path: Path, units: list[Unit]) -> None:

@@ -31,6 +31,7 @@ from safetensors.numpy import save_file
 from parity.errors import OutputExistsError, ResourceError, UsageError
 
 Chains = dict[str, dict[str, np.ndarray]]
+SCHEMA = 2
 OURS = ("parity.json", "report.html", "trace", "plots", "work")
 
 
@@ -88,9 +89,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         run = from_json(json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not JSON ({error})") from None
-    if not isinstance(run, dict) or run.get("schema") != 1:
+    if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         found = run.get("schema") if isinstance(run, dict) else None
-        raise UsageError(f"{path}: schema {found!r}, this version reads 1")
+        raise UsageError(f"{path}: schema {found!r}, this version reads {SCHEMA}")
     return run
 
 

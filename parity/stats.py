@@ -77,17 +77,21 @@ def float64(x: np.ndarray) -> np.ndarray:
 
 
 def maximum_of(dtype: np.dtype) -> float:
-    """Largest finite value of a floating dtype, bfloat16 included."""
+    """Largest finite value of a dtype, bfloat16 included."""
+    if dtype.kind in "biu":
+        return 1.0 if dtype.kind == "b" else float(np.iinfo(dtype).max)
     return float(ml_dtypes.finfo(dtype).max)
 
 
 def unit_roundoff(dtype: np.dtype) -> float:
-    """Half the distance from 1 to the next number: the largest relative error of one rounding."""
+    """Half the distance from 1 to the next number: the largest relative error of one rounding. 0 for integers."""
+    if dtype.kind in "biu":
+        return 0.0
     return float(ml_dtypes.finfo(dtype).eps) / 2
 
 
 def describe(x: np.ndarray, *, chunks: int = 0, distribution: bool = True) -> ArrayStats:
-    """Measure one floating array of any shape.
+    """Measure one array of any shape; integers and booleans as numbers.
 
     Args:
         x: the array.
@@ -274,6 +278,12 @@ def distance(x: np.ndarray, other: np.ndarray) -> Distance:
         cosine=dot / norm if 0 < norm < math.inf else math.nan,
         psnr=_psnr(high - low, rmse),
     )
+
+
+def mismatches(x: np.ndarray, other: np.ndarray) -> int:
+    """How many values of two arrays of one shape differ. NaN equals NaN; 0 equals -0."""
+    with np.errstate(invalid="ignore"):
+        return sum(int(np.count_nonzero((a != o) & ~(np.isnan(a) & np.isnan(o)))) for a, o in _slices(x, other))
 
 
 def _slices(x: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from parity.case import Case
+from parity.components.transformer import TransformerCase
 from parity.errors import ParityError
 from parity.names import qwen_image_transformer
 
-CASE = Case("bench", ((256, 256),), (32,), 0.9, 0)
+CASE = TransformerCase(name="bench", seed=0, images=((256, 256),), text_tokens=(32,), timestep=0.9)
 CONFIG = {
     "num_layers": 4,
     "num_attention_heads": 4,
@@ -67,7 +67,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _main(side: str, folder: str, repeats: str, dtype: str, *names: str) -> None:
     graph = qwen_image_transformer(CONFIG["num_layers"], "block")
-    inputs = CASE.inputs(CONFIG, "float32")
+    inputs = CASE.inputs({"transformer": CONFIG}, "float32")
     passes = importlib.import_module(SIDES[side]).passes(Path(folder), inputs, graph.expected, dtype)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(int(repeats) + 1):

@@ -4,45 +4,55 @@ title = "…"                 one line for people
 weights = "synthetic:tiny"  used when --weights is not given
 detail = "full"             kinds, block or full
 draws = 3                   jittered runs of the reference that enter the floor
+include = ["text", "vae"]   other suites whose cases come first, at their own detail and draws
+
 [[case]]
+component = "transformer"   which part of the model; the default
 name = "square"
-images = [[256, 256]]       height, width in pixels; more than one: condition pictures
-text_tokens = [32]          length of each prompt of the batch
-timestep = 0.9
 seed = 0
 dtypes = ["float32"]
 modes = ["isolated", "accumulated"]
+images = [[256, 256]]       these and all other keys are the fields of the component's Case
+text_tokens = [32]
+timestep = 0.9
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from parity.case import DTYPES, Case
+from parity.components import COMPONENTS, case_class
+from parity.components.base import DTYPES, Case
 from parity.errors import UsageError
 from parity.names import LEVELS
 
 MODES = ("isolated", "accumulated")
 FOLDER = Path(__file__).parent / "suites"
 
-_SUITE_KEYS = {"title": str, "weights": str, "detail": str, "draws": int, "case": list}
-_CASE_KEYS = {
-    "name": str, "images": list, "text_tokens": list, "timestep": float, "seed": int, "dtypes": list, "modes": list,
-}  # fmt: skip
+_SUITE_KEYS = {"title": str, "weights": str, "detail": str, "draws": int}
+_PLAN_KEYS = {"dtypes": tuple[str, ...], "modes": tuple[str, ...]}
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One case with what is to be done with it."""
+    """One case with what is to be done with it.
+
+    Attributes:
+        detail: level of its checkpoints.
+        draws: jittered runs of the reference that enter the floor.
+    """
 
     case: Case
     dtypes: tuple[str, ...]
     modes: tuple[str, ...]
+    detail: str
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,12 @@ class Suite:
     name: str
     title: str
     weights: str
-    detail: str
-    draws: int
     cases: tuple[Planned, ...]
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders of the checkpoint that its cases need."""
+        return tuple(dict.fromkeys(folder for planned in self.cases for folder in planned.case.folders))
 
     def narrowed(self, cases: Sequence[str] = (), dtypes: Sequence[str] = (), detail: str | None = None) -> Suite:
         """Only the named cases, in the given dtypes, at another level; empty means as the suite says.
@@ -67,11 +80,11 @@ class Suite:
         _check_known("dtype", dtypes, list(DTYPES))
         _check_known("detail", [detail] if detail else [], LEVELS)
         kept = tuple(
-            replace(planned, dtypes=tuple(dict.fromkeys(dtypes)) or planned.dtypes)
+            replace(planned, dtypes=tuple(dict.fromkeys(dtypes)) or planned.dtypes, detail=detail or planned.detail)
             for planned in self.cases
             if not cases or planned.case.name in cases
         )
-        return replace(self, cases=kept, detail=detail or self.detail)
+        return replace(self, cases=kept)
 
 
 def available() -> list[str]:
@@ -85,6 +98,12 @@ def load(name: str) -> Suite:
     Raises:
         UsageError: there is no such suite, or something in it is wrong; the message says what.
     """
+    return _load(name, ())
+
+
+def _load(name: str, within: tuple[str, ...]) -> Suite:
+    if name in within:
+        raise UsageError(f"suite {name!r} includes itself: {' → '.join((*within, name))}")
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
         raise UsageError(f"no suite {name!r}; known: {', '.join(available())}, or the path of a .toml file")
@@ -93,47 +112,88 @@ def load(name: str) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"suite {path}: not TOML: {error}") from None
     where = f"suite {path.name}"
-    _check_keys(where, data, _SUITE_KEYS)
+    included, own = data.pop("include", []), data.pop("case", [])
+    data = _checked(where, data, _SUITE_KEYS)
+    included = _converted(f"{where}: include", included, tuple[str, ...])
     _check_known("detail", [data["detail"]], LEVELS, where)
     if data["draws"] < 1:
         raise UsageError(f"{where}: draws is {data['draws']}; a floor needs at least one")
-    cases = tuple(_planned(where, entry) for entry in data["case"])
+    if not isinstance(own, list) or not all(isinstance(entry, dict) for entry in own):
+        raise UsageError(f"{where}: case is no list of [[case]] tables")
+    cases = tuple(planned for one in included for planned in _load(one, (*within, name)).cases)
+    cases += tuple(_planned(where, entry, data["detail"], data["draws"]) for entry in own)
     names = [planned.case.name for planned in cases]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"{where}: case names must be there and differ: {', '.join(names) or 'none'}")
-    return Suite(path.stem, data["title"], data["weights"], data["detail"], data["draws"], cases)
+    return Suite(path.stem, data["title"], data["weights"], cases)
 
 
-def _planned(where: str, entry: dict[str, Any]) -> Planned:
+def _planned(where: str, entry: dict[str, Any], detail: str, draws: int) -> Planned:
     where = f"{where}, case {entry.get('name', '?')!r}"
-    _check_keys(where, entry, _CASE_KEYS)
-    _check_known("dtype", entry["dtypes"], list(DTYPES), where)
-    _check_known("mode", entry["modes"], MODES, where)
-    for key in ("dtypes", "modes"):
-        if not entry[key] or len(set(entry[key])) < len(entry[key]):
-            raise UsageError(f"{where}: {key} must be there and differ: {', '.join(entry[key]) or 'none'}")
-    if not re.fullmatch(r"\w[\w.-]{0,99}", entry["name"], re.ASCII):  # it becomes part of file names
+    component = entry.pop("component", "transformer")
+    _check_known("component", [component], COMPONENTS, where)
+    kind = case_class(component)
+    hints = get_type_hints(kind)
+    wanted = {field.name: hints[field.name] for field in fields(kind)}
+    optional = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
+    values = _checked(where, entry, wanted | _PLAN_KEYS, optional)
+    dtypes, modes = values.pop("dtypes"), values.pop("modes")
+    _check_known("dtype", dtypes, list(DTYPES), where)
+    _check_known("mode", modes, MODES, where)
+    for key, given in (("dtypes", dtypes), ("modes", modes)):
+        if not given or len(set(given)) < len(given):
+            raise UsageError(f"{where}: {key} must be there and differ: {', '.join(given) or 'none'}")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", values["name"], re.ASCII):  # it becomes part of file names
         raise UsageError(f"{where}: a name is of letters, digits, '-', '_' and '.', at most 100")
-    if entry["seed"] < 0:
-        raise UsageError(f"{where}: seed is {entry['seed']}, expected 0 or more")
-    try:
-        images = tuple((int(height), int(width)) for height, width in entry["images"])
-        tokens = tuple(int(n) for n in entry["text_tokens"])
-    except (TypeError, ValueError):
-        raise UsageError(f"{where}: images is a list of [height, width], text_tokens a list of numbers") from None
-    case = Case(entry["name"], images, tokens, entry["timestep"], entry["seed"])
-    return Planned(case, tuple(entry["dtypes"]), tuple(entry["modes"]))
+    if values["seed"] < 0:
+        raise UsageError(f"{where}: seed is {values['seed']}, expected 0 or more")
+    return Planned(kind(**values), dtypes, modes, detail, draws)
 
 
-def _check_keys(where: str, data: dict[str, Any], kinds: dict[str, type]) -> None:
-    unknown, missing = sorted(set(data) - set(kinds)), sorted(set(kinds) - set(data))
+def _checked(
+    where: str, data: Mapping[str, Any], kinds: Mapping[str, Any], optional: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The values of a table, in the types of `kinds`."""
+    unknown, missing = sorted(set(data) - set(kinds)), sorted(set(kinds) - set(data) - set(optional))
     if unknown or missing:
         said = [f"unknown key {key!r}" for key in unknown] + [f"missing key {key!r}" for key in missing]
         raise UsageError(f"{where}: {', '.join(said)}; the keys are {', '.join(kinds)}")
-    for key, kind in kinds.items():
-        value = float(data[key]) if kind is float and isinstance(data[key], int) else data[key]
-        if not isinstance(value, kind):
-            raise UsageError(f"{where}: {key} is {value!r}, expected {kind.__name__}")
+    return {key: _converted(f"{where}: {key}", data[key], kind) for key, kind in kinds.items() if key in data}
+
+
+def _converted(where: str, value: Any, kind: Any) -> Any:
+    """A TOML value as a field's type: lists become tuples, whole numbers floats."""
+    try:
+        return _as(value, kind)
+    except (TypeError, ValueError):
+        raise UsageError(f"{where} is {value!r}, expected {_spell(kind)}") from None
+
+
+def _as(value: Any, kind: Any) -> Any:
+    if get_origin(kind) in (UnionType,):
+        kind = next(one for one in get_args(kind) if one is not type(None))
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise TypeError
+        inner = get_args(kind)
+        if inner[-1] is Ellipsis:
+            return tuple(_as(one, inner[0]) for one in value)
+        return tuple(_as(one, of) for one, of in zip(value, inner, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind not in (str, int, float, bool) or type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _spell(kind: Any) -> str:
+    """A field's type as TOML has it."""
+    if get_origin(kind) is UnionType:
+        return _spell(get_args(kind)[0])
+    if get_origin(kind) is tuple:
+        inner = list(get_args(kind))
+        return f"a list of {_spell(inner[0])}" if inner[-1] is Ellipsis else f"[{', '.join(map(_spell, inner))}]"
+    return kind.__name__
 
 
 def _check_known(what: str, given: Iterable[str], known: Iterable[str], where: str = "") -> None:

@@ -67,7 +67,7 @@ def judge(rows: Sequence[Row], graph: Graph, *, isolated: bool, thresholds: Thre
     names = [row["name"] for row in rows]
     if names != list(graph.expected):
         raise ValueError(f"{len(names)} rows do not cover the {len(graph.expected)} expected checkpoints in order")
-    judged = [row | _verdict(row, thresholds) for row in rows]
+    judged = [row | _verdict(row, thresholds, exact=row["name"] in graph.exact) for row in rows]
     verdict_of = {row["name"]: row["verdict"] for row in judged}
     telling = frozenset(name for name, verdict in verdict_of.items() if verdict in COMPARED)
     trail: set[str] = set()  # what a divergence has reached: diverged, or suspect behind something on the trail
@@ -82,12 +82,14 @@ def judge(rows: Sequence[Row], graph: Graph, *, isolated: bool, thresholds: Thre
     return judged
 
 
-def _verdict(row: Row, limits: Thresholds) -> Row:
+def _verdict(row: Row, limits: Thresholds, *, exact: bool) -> Row:
     if row["status"] != "measured":
         return {"verdict": row["status"], "excess": None, "peak_excess": None}
     if row["shape"] != row["expected_shape"]:
         expected, found = (tuple(row[key]) for key in ("expected_shape", "shape"))
         return _said("diverged", f"shape {found}, expected {expected}")
+    if exact:
+        return _must_equal(row)
     reference, candidate = row["reference"], row["candidate"]
     if reference["nan"] or reference["inf"] or not math.isfinite(row["floor"]):
         return _said("uncertain", "the reference itself is not finite here")
@@ -103,6 +105,13 @@ def _verdict(row: Row, limits: Thresholds) -> Row:
     worst = max(by_mean, by_peak)
     reason = "" if by_mean >= by_peak else f"a few elements are off by {peak:.3g} times the floor's largest error"
     return {"verdict": VERDICTS[worst], "reason": reason, "excess": excess, "peak_excess": peak}
+
+
+def _must_equal(row: Row) -> Row:
+    if row["mismatches"]:
+        found = _said("diverged", f"{row['mismatches']} of {math.prod(row['shape'])} values differ; all must be equal")
+        return found | {"excess": math.inf, "peak_excess": math.inf}
+    return {"verdict": "match", "reason": "", "excess": 0.0, "peak_excess": 0.0}
 
 
 def _said(verdict: str, reason: str) -> Row:

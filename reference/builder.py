@@ -35,7 +35,7 @@ from reference.calibration import (
     solve_gate,
     wanted,
 )
-from reference.port import EMBED_PARTS, HEAD_PARTS
+from reference.transformer_port import EMBED_PARTS, HEAD_PARTS
 
 if TYPE_CHECKING:
     from reference.presets import Preset

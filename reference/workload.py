@@ -12,7 +12,7 @@ from diffusers import QwenImageTransformer2DModel
 
 from parity.tap import Recorder, recording
 from reference.device_stats import collect, lazy
-from reference.port import DTYPES
+from reference.session import DTYPES
 from reference.transformer import instrument
 
 

@@ -46,9 +46,9 @@ def clean(*, blocks=60, level="full", cases=("square",), dtypes=("float32", "bfl
         for case in cases for dtype in dtypes for mode in ("isolated", "accumulated")
     ]  # fmt: skip
     run = {
-        "schema": 1, "verdict": "parity", "sentence": "", "counts": {}, "first_divergence": None, "cases": entries,
+        "schema": 2, "verdict": "parity", "sentence": "", "counts": {}, "first_divergence": None, "cases": entries,
         "weights": {"path": "synth/tiny", "synthetic": True, "preset": "tiny", "layout": "diffusers",
-                    "tensors": 1933, "parameters": 4_718_592, "config": {"num_layers": blocks}},
+                    "tensors": 1933, "parameters": 4_718_592, "configs": {"transformer": {"num_layers": blocks}}},
         "environment": {
             "reference": {"torch": "2.13.0", "diffusers": "0.42.1", "device": "cpu"},
             "candidate": {"mlx": "0.32.4", "device": "gpu", "tf32": False},
@@ -122,7 +122,7 @@ def hostile(**options) -> dict:
     run = diverged(**options)
     for key in ("suite", "command", "started"):
         run[key] = f"{key} {HOSTILE}"
-    run["weights"] |= {"path": HOSTILE, "preset": HOSTILE, "layout": HOSTILE, "config": {HOSTILE: HOSTILE}}
+    run["weights"] |= {"path": HOSTILE, "preset": HOSTILE, "layout": HOSTILE, "configs": {HOSTILE: {HOSTILE: HOSTILE}}}
     run["environment"]["host"][HOSTILE] = {HOSTILE: [HOSTILE, 1]}
     for case in run["cases"]:
         case["name"] += HOSTILE

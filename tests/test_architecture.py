@@ -12,7 +12,8 @@ PACKAGES = ("parity", "reference", "mlx_impl")
 FRAMEWORKS = ("torch", "mlx", "diffusers", "transformers")
 # What a package may take of parity.
 OF_PARITY = {"mlx_impl": ("parity.tap",), "reference": ("parity.tap", "parity.names")}
-FOREIGN = {"mlx_impl": ("reference", "torch", "diffusers", "transformers"), "reference": ("mlx_impl", "mlx")}
+# The tokenizer is transformers' own on both sides.
+FOREIGN = {"mlx_impl": ("reference", "torch", "diffusers"), "reference": ("mlx_impl", "mlx")}
 # Files of the toolkit whose functions may import a side when they are called; all others go through a port.
 LAZY = ("parity/commands/", "parity/stopwatch.py")
 

@@ -9,7 +9,7 @@ from mini import CONFIG, write_checkpoint
 
 from mlx_impl.port import MlxPort
 from parity import bench, stopwatch
-from parity.case import Case
+from parity.components.transformer import TransformerCase
 from parity.cli import call
 from parity.errors import ParityError
 from parity.names import qwen_image_transformer
@@ -17,7 +17,7 @@ from parity.ports import open_port
 
 DTYPES = ("float32", "bfloat16")
 GRAPH = qwen_image_transformer(CONFIG["num_layers"], "full")
-CASE = Case("small", ((64, 48),), (5, 3), 0.9, 0)
+CASE = TransformerCase(name="small", seed=0, images=((64, 48),), text_tokens=(5, 3), timestep=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ class Failing(MlxPort):
 
 def clean_run(weights, candidate=None, dtype="float32"):
     ports = open_port("reference"), candidate or open_port("mlx_impl")
-    return bench.clean_run(CASE, dtype, GRAPH, ports, weights, CONFIG)
+    return bench.clean_run(CASE, dtype, GRAPH, ports, weights, {"transformer": CONFIG})
 
 
 def test_fifty_clean_runs_meet_every_size_prompt_and_timestep_in_every_dtype():
@@ -110,7 +110,7 @@ def test_what_was_not_compared_rings_an_alarm(weights):
 
 def planted(weights, **options):
     ports = open_port("reference"), open_port("mlx_impl")
-    return list(bench.sensitivity(CASE, "float32", GRAPH, ports, weights, CONFIG, **options))
+    return list(bench.sensitivity(CASE, "float32", GRAPH, ports, weights, {"transformer": CONFIG}, **options))
 
 
 def test_planted_noise_is_found_at_its_checkpoint_and_nowhere_else(weights):
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(
         raise ParityError("measured first")
 
     monkeypatch.setattr(stopwatch, "measure", measured)
-    monkeypatch.setattr("parity.commands.bench.open_checkpoint", measured)
+    monkeypatch.setattr("parity.commands.bench.open_model", measured)
     (tmp_path / "there.json").write_text("mine")
     assert call(["bench", command, "--out", str(tmp_path / out)]) == 2
     streams = capsys.readouterr()

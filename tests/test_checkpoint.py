@@ -19,6 +19,8 @@ SMALL = {
     "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12,
     "axes_dims_rope": [2, 2, 4], "in_channels": 8, "out_channels": 2,
 }  # fmt: skip
+SINGLE = f"{ck.DIFFUSERS}.safetensors"
+INDEX = f"{SINGLE}.index.json"
 KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16",
          np.dtype(np.float64): "F64", np.dtype(np.int32): "I32"}  # fmt: skip
 
@@ -54,7 +56,7 @@ def write(folder, arrays=None, config=SMALL, parts=3, metadata=None):
     named = {"_class_name": shape.CLASS_NAME, "_diffusers_version": "0.42.1"}
     (folder / "config.json").write_text(json.dumps(named | config))
     if parts == 1:
-        (folder / ck.SINGLE).write_bytes(shard_bytes(arrays, metadata))
+        (folder / SINGLE).write_bytes(shard_bytes(arrays, metadata))
         return folder
     names, place = list(arrays), {}
     for part in range(parts):
@@ -62,7 +64,7 @@ def write(folder, arrays=None, config=SMALL, parts=3, metadata=None):
         place |= dict.fromkeys(mine, shard_name(part, parts))
         (folder / shard_name(part, parts)).write_bytes(shard_bytes(mine, metadata))
     total = sum(array.nbytes for array in arrays.values())
-    (folder / ck.INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": place}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": place}))
     return folder
 
 
@@ -133,7 +135,7 @@ def test_a_file_of_safetensors_itself_is_read(tmp_path):
     from safetensors.numpy import save_file
 
     write(tmp_path, parts=1)
-    save_file(weights(dtype=np.float16), tmp_path / ck.SINGLE, metadata={"format": "pt"})
+    save_file(weights(dtype=np.float16), tmp_path / SINGLE, metadata={"format": "pt"})
     assert ck.inspect(tmp_path).dtypes == {"F16": len(shape.expected_tensors(SMALL))}
 
 
@@ -209,7 +211,7 @@ def test_a_single_file_is_no_folder(tmp_path):
 @pytest.mark.parametrize("config", [True, False])
 def test_another_layout_is_recognised(tmp_path, names, hint, config):
     write(tmp_path, parts=1)
-    (tmp_path / ck.SINGLE).unlink()
+    (tmp_path / SINGLE).unlink()
     if not config:
         (tmp_path / "config.json").unlink()
     for name in names:
@@ -226,7 +228,7 @@ def test_comfyui_names_are_recognised(tmp_path):
 
 def test_shards_without_their_index(tmp_path):
     write(tmp_path)
-    (tmp_path / ck.INDEX).unlink()
+    (tmp_path / INDEX).unlink()
     assert "3 shards without their index" in problems(tmp_path)[0]
 
 
@@ -250,7 +252,7 @@ DAMAGE = {
 def test_a_damaged_file_is_named_and_its_tensors_are_not_called_missing(tmp_path, damage, parts):
     change, expected = DAMAGE[damage]
     write(tmp_path, parts=parts)
-    shard = tmp_path / (ck.SINGLE if parts == 1 else shard_name(1, 3))
+    shard = tmp_path / (SINGLE if parts == 1 else shard_name(1, 3))
     shard.write_bytes(change(shard.read_bytes()))
     _, *details = problems(tmp_path)
     assert len(details) == 1
@@ -284,14 +286,14 @@ HEADERS = {
 def test_a_header_that_contradicts_itself(tmp_path, damage):
     change, expected = HEADERS[damage]
     write(tmp_path, parts=1)
-    (tmp_path / ck.SINGLE).write_bytes(shard_bytes(weights(), edit=change))
+    (tmp_path / SINGLE).write_bytes(shard_bytes(weights(), edit=change))
     assert any(expected in line for line in problems(tmp_path)[1:])
 
 
 def test_a_tensor_twice_in_one_header(tmp_path):
     write(tmp_path, parts=1)
     raw = shard_bytes(weights()).replace(b'"img_in.bias"', b'"txt_in.bias"')
-    (tmp_path / ck.SINGLE).write_bytes(raw)
+    (tmp_path / SINGLE).write_bytes(raw)
     assert "key txt_in.bias comes twice" in problems(tmp_path)[0]
 
 
@@ -306,13 +308,13 @@ def test_the_index_names_an_absent_shard(tmp_path):
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a\n.safetensors", ".safetensors", 3])
 def test_the_index_may_not_point_outside_its_folder(tmp_path, name):
     write(tmp_path)
-    edit_json(tmp_path / ck.INDEX, lambda index: index["weight_map"].update({"img_in.bias": name}))
+    edit_json(tmp_path / INDEX, lambda index: index["weight_map"].update({"img_in.bias": name}))
     assert "names of safetensors files in this folder" in problems(tmp_path)[0]
 
 
 def test_index_and_shards_disagree(tmp_path):
     write(tmp_path)
-    place = json.loads((tmp_path / ck.INDEX).read_text())["weight_map"]
+    place = json.loads((tmp_path / INDEX).read_text())["weight_map"]
     other = next(file for file in place.values() if file != place["img_in.bias"])
 
     def change(index):
@@ -320,7 +322,7 @@ def test_index_and_shards_disagree(tmp_path):
         index["weight_map"]["phantom"] = other
         del index["weight_map"]["txt_in.bias"]
 
-    edit_json(tmp_path / ck.INDEX, change)
+    edit_json(tmp_path / INDEX, change)
     _, *details = problems(tmp_path)
     assert sorted(details) == sorted([
         f"index: img_in.bias should be in {other}, it is in {place['img_in.bias']}",
@@ -336,7 +338,7 @@ def test_missing_extra_and_wrongly_shaped_tensors_are_all_listed(tmp_path):
     arrays["proj_out.weight"] = arrays["proj_out.weight"].T.copy()
     _, *details = problems(write(tmp_path, arrays, parts=1))
     assert sorted(details) == [
-        f"extra: surplus [16] in {ck.SINGLE}",
+        f"extra: surplus [16] in {SINGLE}",
         "missing: norm_out.linear.bias [32]",
         "missing: transformer_blocks.1.attn.norm_q.weight [8]",
         "shape: proj_out.weight is [16, 8], expected [8, 16]",
@@ -346,7 +348,7 @@ def test_missing_extra_and_wrongly_shaped_tensors_are_all_listed(tmp_path):
 def test_a_tensor_in_two_shards(tmp_path):
     arrays = weights()
     write(tmp_path, arrays)
-    place = json.loads((tmp_path / ck.INDEX).read_text())["weight_map"]
+    place = json.loads((tmp_path / INDEX).read_text())["weight_map"]
     other = next(file for file in place.values() if file != place["img_in.bias"])
     mine = {name: arrays[name] for name, file in place.items() if file == other}
     (tmp_path / other).write_bytes(shard_bytes(mine | {"img_in.bias": arrays["img_in.bias"]}))
@@ -362,7 +364,7 @@ def test_an_unsupported_dtype(tmp_path):
 def test_stray_files_are_warned_of(tmp_path):
     write(tmp_path)
     (tmp_path / "copy.safetensors").touch()
-    assert ck.inspect(tmp_path).warnings == (f"copy.safetensors is not named by {ck.INDEX}",)
+    assert ck.inspect(tmp_path).warnings == (f"copy.safetensors is not named by {INDEX}",)
 
 
 @pytest.mark.parametrize(

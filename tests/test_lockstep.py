@@ -7,18 +7,18 @@ import pytest
 from toy import GRAPH, ToyPort
 
 from parity import verdict
-from parity.case import Case
+from parity.components.transformer import TransformerCase
 from parity.errors import PreconditionError, WeightsError
 from parity.lockstep import Lockstep, Unit, iterate
 
-CASE = Case("toy", ((64, 64),), (3,), 0.5, 0)
+CASE = TransformerCase(name="toy", seed=0, images=((64, 64),), text_tokens=(3,), timestep=0.5)
 BOTH = ("isolated", "accumulated")
 
 
 def run(candidate=None, modes=BOTH, reference=None):
     unit = Unit(CASE, "float32", modes, GRAPH, draws=2)
     lockstep = Lockstep(unit, reference or ToyPort(), candidate or ToyPort(), Path())
-    chains = lockstep.start(CASE.inputs({"in_channels": 16, "joint_attention_dim": 4}, "float32"))
+    chains = lockstep.start(CASE.inputs({"transformer": {"in_channels": 16, "joint_attention_dim": 4}}, "float32"))
     results = {}
     for stage, _, result in iterate(lockstep, chains, 0):
         results[stage] = result

@@ -17,7 +17,8 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel as Diffusers
 
-from mlx_impl.port import MlxPort, from_numpy, to_numpy
+from mlx_impl.port import MlxPort
+from mlx_impl.session import from_numpy, to_numpy
 from mlx_impl.weights import Checkpoint
 from parity.names import qwen_image_transformer
 from parity.ports import open_port

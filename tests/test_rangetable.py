@@ -252,8 +252,9 @@ def run_of(reached, *, chunks=None, judged=None, layers=60):
         if chunks is not None and name.endswith(".mod"):
             row["candidate"]["chunks"] = chunks
         rows.append(row)
-    case = {"name": "square", "dtype": "float32", "mode": "isolated", "checkpoints": rows}
-    return {"schema": 1, "weights": {"config": {"num_layers": layers}}, "cases": [case]}
+    case = {"name": "square", "dtype": "float32", "mode": "isolated", "component": "transformer",
+            "graph": {"name": "transformer", "num_layers": layers, "level": "kinds"}, "checkpoints": rows}  # fmt: skip
+    return {"schema": 2, "weights": {}, "cases": [case]}
 
 
 def documented():
@@ -315,15 +316,15 @@ def test_check_takes_over_the_runs_own_verdict_on_chunks(tmp_path, row, code):
 
 def test_check_reads_a_trace(tmp_path):
     stats = {"img_in": asdict(describe(np.array([-15.0, 16.0])))}
-    trace.write(tmp_path / "good", stats, {"config": {"num_layers": 60}})
+    trace.write(tmp_path / "good", stats, {"configs": {"transformer": {"num_layers": 60}}})
     stats = {"img_in": asdict(describe(np.array([-150.0, 16.0])))}
-    trace.write(tmp_path / "bad", stats, {"config": {"num_layers": 60}})
+    trace.write(tmp_path / "bad", stats, {"configs": {"transformer": {"num_layers": 60}}})
     assert ranges.check(tmp_path / "good") == EXIT_PARITY
     assert ranges.check(tmp_path / "bad") == EXIT_DIVERGENCE
 
 
 def test_a_damaged_trace_is_a_usage_error(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"config": {"num_layers": 60}}')
+    (tmp_path / "manifest.json").write_text('{"configs": {"transformer": {"num_layers": 60}}}')
     (tmp_path / "stats.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match="not a trace this version reads"):
         ranges.check(tmp_path)

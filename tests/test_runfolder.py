@@ -57,7 +57,7 @@ def test_a_unit_that_is_done_keeps_its_journal_and_drops_its_chains(tmp_path):
 
 
 def finished(tmp_path):
-    RunFolder.open(tmp_path, PLAN).finish({"schema": 1, "verdict": "parity"})
+    RunFolder.open(tmp_path, PLAN).finish({"schema": 2, "verdict": "parity"})
 
 
 def test_a_finished_run_is_not_overwritten_without_force(tmp_path):
@@ -97,7 +97,7 @@ def test_finishing_leaves_nothing_of_the_work(tmp_path):
     ("content", "message"),
     [
         ("{", "not JSON"),
-        ('{"schema": 2}', "schema 2, this version reads 1"),
+        ('{"schema": 1}', "schema 1, this version reads 2"),
         ("[]", "schema None"),
         (None, "expected a run folder"),
     ],

@@ -29,7 +29,7 @@ def read(tmp_path, text):
 
 def test_a_suite_is_read(tmp_path):
     found = read(tmp_path, GOOD)
-    assert (found.name, found.detail, found.draws) == ("mine", "block", 2)
+    assert (found.name, found.cases[0].detail, found.cases[0].draws) == ("mine", "block", 2)
     assert found.cases[0].case.shapes == [(1, 4, 4)]
     assert found.cases[0].modes == ("isolated",)
 
@@ -54,7 +54,7 @@ def test_the_default_suite_covers_what_it_promises():
         ('"float32", "bfloat16"', '"fp8"', "case 'one': no dtype fp8; known: float32, bfloat16, float16"),
         ('["isolated"]', '["alone"]', "no mode alone"),
         ("[[64, 64]]", "[[64, 60]]", "not a multiple of 16"),
-        ("[[64, 64]]", "[64, 64]", r"images is a list of \[height, width\]"),
+        ("[[64, 64]]", "[64, 64]", r"images is \[64, 64\], expected a list of \[int, int\]"),
         ("seed = 0", "", "missing key 'seed'"),
         ('name = "one"', 'name = "../one"', "a name is of letters, digits"),
         ("seed = 0", "seed = -1", "seed is -1, expected 0 or more"),
@@ -82,7 +82,7 @@ def test_narrowing():
     whole = suite.load("default")
     one = whole.narrowed(["square"], ["bfloat16"], "kinds")
     assert [(p.case.name, p.dtypes) for p in one.cases] == [("square", ("bfloat16",))]
-    assert one.detail == "kinds"
+    assert {p.detail for p in one.cases} == {"kinds"}
     assert whole.narrowed() == whole
     with pytest.raises(UsageError, match="no case sqare; known: square, landscape, batch"):
         whole.narrowed(["sqare"])

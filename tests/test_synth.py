@@ -177,7 +177,7 @@ def test_the_calibration_case_is_the_square_case_of_the_default_suite():
     from parity import suite
 
     (square,) = {planned.case for planned in suite.load("default").cases if planned.case.name == "square"}
-    ours, theirs = calibration_case(MINI.config), square.inputs(MINI.config, "float32")
+    ours, theirs = calibration_case(MINI.config), square.inputs({"transformer": MINI.config}, "float32")
     assert ours.keys() == theirs.keys()
     for key in ours:
         np.testing.assert_array_equal(ours[key], theirs[key])

@@ -22,7 +22,7 @@ class ToyPort:
     name: str = "toy"
     log: list = field(default_factory=list)
 
-    def open(self, weights, *, dtype, hold=None):
+    def open(self, weights, *, dtype, hold=None, component="transformer"):
         return ToySession(self, np.dtype(dtype), np.dtype(hold or dtype))
 
     def precisions(self, dtype):

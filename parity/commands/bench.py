@@ -17,7 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from parity import bench, stopwatch, verdict
-from parity.commands.weights_option import open_checkpoint
+from parity.commands.weights_option import open_model
+from parity.components.transformer import TransformerCase
 from parity.errors import OutputExistsError, UsageError
 from parity.names import qwen_image_transformer
 from parity.ports import environment, open_port
@@ -88,13 +89,13 @@ def clean(
     on these figures; reports/clean-runs.json has the ones they were set by.
     """
     _free(out, force)
-    found = open_checkpoint(weights, Console(stderr=True))
-    graph = qwen_image_transformer(found.config["num_layers"], "full")
+    found = open_model(weights, TransformerCase.folders, Console(stderr=True))
+    graph = qwen_image_transformer(found.configs["transformer"]["num_layers"], "full")
     ports = open_port("reference"), open_port(candidate)
     rows = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for case, dtype in bar.track(bench.clean_cases(runs, ("float32", "bfloat16")), description="clean runs"):
-            rows.append(bench.clean_run(case, dtype, graph, ports, found.root, found.config))
+            rows.append(bench.clean_run(case, dtype, graph, ports, found.root, found.configs))
     summary = _print_clean(rows)
     about = {
         "command": f"parity bench clean --runs {runs} --weights {weights}",
@@ -140,14 +141,14 @@ def sensitivity(
     any planted error is not found at its own checkpoint.
     """
     _free(out, force)
-    found = open_checkpoint(weights, Console(stderr=True))
-    graph = qwen_image_transformer(found.config["num_layers"], "full")
+    found = open_model(weights, TransformerCase.folders, Console(stderr=True))
+    graph = qwen_image_transformer(found.configs["transformer"]["num_layers"], "full")
     ports = open_port("reference"), open_port(candidate)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("planting", total=len(graph.expected))
         planted = list(
             bench.sensitivity(
-                stopwatch.CASE, "float32", graph, ports, found.root, found.config,
+                stopwatch.CASE, "float32", graph, ports, found.root, found.configs,
                 told=lambda stage, done, total: bar.update(task, description=f"planting {stage}", completed=done),
             )
         )  # fmt: skip

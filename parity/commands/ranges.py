@@ -116,15 +116,15 @@ def _units(path: Path, side: Side) -> Iterator[Unit]:
     manifest = path / "manifest.json"
     if manifest.is_file():
         try:
-            layers = json.loads(manifest.read_text())["config"]["num_layers"]
+            layers = json.loads(manifest.read_text())["configs"]["transformer"]["num_layers"]
             stats = trace.read_stats(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path}: not a trace this version reads ({type(error).__name__}: {error})") from None
         yield _safe(path.name), stats, layers - 1
         return
     run = read_run(path)
-    layers = run["weights"]["config"]["num_layers"]
-    for case in run["cases"]:
+    for case in (case for case in run["cases"] if case["component"] == "transformer"):
+        layers = case["graph"]["num_layers"]
         label = _safe(f"{case['name']} {case['dtype']} {case['mode']}")
         rows = {row["name"]: _of_row(row, side) for row in case["checkpoints"] if row[side] is not None}
         yield label, rows, layers - 1

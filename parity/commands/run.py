@@ -14,9 +14,8 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from parity import checkpoint as checkpoints
 from parity import suite as suites
-from parity.commands.weights_option import open_checkpoint
+from parity.commands.weights_option import open_model
 from parity.reporters import text
 from parity.run import Job, default_jobs
 from parity.run import run as run_job
@@ -62,10 +61,10 @@ def run(
     """
     chosen = suites.load(suite).narrowed(case, dtype, detail)
     err = Console(stderr=True, highlight=False)
-    checkpoint = open_checkpoint(weights or chosen.weights, err)
-    job = Job(chosen, checkpoint, candidate, truth)
-    job = replace(job, jobs=default_jobs(checkpoint, len(job.units)) if jobs is None else jobs)
-    plan = job.plan(checkpoints.fingerprint(checkpoint))
+    model = open_model(weights or chosen.weights, chosen.folders, err)
+    job = Job(chosen, model, candidate, truth)
+    job = replace(job, jobs=default_jobs(model, len(job.units)) if jobs is None else jobs)
+    plan = job.plan(model.fingerprint())
     folder = RunFolder.open(out or _default_out(chosen.name, plan), plan, force=force)
     with text.progress(err) as progress:
         result = run_job(job, folder, shlex.join(["parity", *sys.argv[1:]]), progress)

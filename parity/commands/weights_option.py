@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
-from parity import checkpoint as checkpoints
+from parity import model_folder
 
 SYNTHETIC = "synthetic:"
 
 
-def open_checkpoint(weights: str, err: Console) -> checkpoints.Checkpoint:
-    """The checkpoint that was asked for, every tensor of it looked at.
+def open_model(weights: str, folders: Iterable[str], err: Console) -> model_folder.ModelFolder:
+    """The model that was asked for, every tensor of it looked at.
 
     Args:
-        weights: a checkpoint folder, or ``synthetic:PRESET``, made on first use.
+        weights: a model's folder, or ``synthetic:PRESET``, made on first use.
+        folders: the components that are needed.
         err: where progress and remarks go.
 
     Raises:
@@ -27,9 +29,9 @@ def open_checkpoint(weights: str, err: Console) -> checkpoints.Checkpoint:
         folder = ensure(weights.removeprefix(SYNTHETIC))
     else:
         folder = Path(weights)
-    found = checkpoints.inspect(folder)
+    found = model_folder.inspect(folder, folders)
     with err.status(f"checking {found.nbytes / 2**20:,.0f} MiB of weights"):
-        zero = checkpoints.check_finite(found)
+        zero = found.check_finite()
     remarks = list(found.warnings)
     if zero:
         remarks.append(f"{len(zero)} tensors are all zero, the first is {zero[0]}")

@@ -35,8 +35,9 @@ def progress(console: Console) -> Iterator[Tell]:
 def figures(case: Mapping[str, Any]) -> dict[str, str]:
     """One line of the table: what was compared, how good it is."""
     counts = case["counts"]
-    excesses = [row["excess"] for row in case["checkpoints"] if row["excess"] is not None]
-    floors = [row["floor"] for row in case["checkpoints"] if row["excess"] is not None]
+    judged = [row for row in case["checkpoints"] if row["excess"] is not None]
+    excesses = [row["excess"] for row in judged]
+    floors = [row["floor"] for row in judged if row["floor"] > 0]
     return {
         "case": case["name"],
         "dtype": case["dtype"],

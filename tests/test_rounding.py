@@ -4,19 +4,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from parity.case import Case, jitter, round_state
+from parity.components.transformer import TransformerCase
 from parity.errors import UsageError
+from parity.rounding import jitter, round_state
 
-CONFIG = {"in_channels": 16, "joint_attention_dim": 8}
+CONFIGS = {"transformer": {"in_channels": 16, "joint_attention_dim": 8}}
 
 
 def make(**changes):
     fields = {"name": "c", "images": ((64, 32),), "text_tokens": (5, 3), "timestep": 0.9, "seed": 0}
-    return Case(**fields | changes)
+    return TransformerCase(**fields | changes)
 
 
 def test_shapes_of_the_inputs():
-    state = make(images=((64, 32), (16, 16))).inputs(CONFIG, "float32")
+    state = make(images=((64, 32), (16, 16))).inputs(CONFIGS, "float32")
     assert {k: v.shape for k, v in state.items()} == {
         "latents": (2, 9, 16), "prompt_embeds": (2, 5, 8), "timestep": (2,), "img_shapes": (2, 3),
         "prompt_mask": (2, 5),
@@ -26,17 +27,17 @@ def test_shapes_of_the_inputs():
 
 
 def test_prompts_of_one_length_need_no_mask():
-    assert "prompt_mask" not in make(text_tokens=(4, 4)).inputs(CONFIG, "float32")
+    assert "prompt_mask" not in make(text_tokens=(4, 4)).inputs(CONFIGS, "float32")
 
 
 def test_a_seed_draws_the_same_everywhere_and_another_does_not():
-    first, again, other = (make(seed=s).inputs(CONFIG, "float32")["latents"] for s in (7, 7, 8))
+    first, again, other = (make(seed=s).inputs(CONFIGS, "float32")["latents"] for s in (7, 7, 8))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_inputs_are_rounded_to_the_dtype_of_the_run():
-    exact, rounded = (make().inputs(CONFIG, d) for d in ("float32", "bfloat16"))
+    exact, rounded = (make().inputs(CONFIGS, d) for d in ("float32", "bfloat16"))
     assert rounded["timestep"].dtype == ml_dtypes.bfloat16
     assert float(rounded["timestep"][0]) == 0.8984375
     np.testing.assert_array_equal(exact["latents"].astype(ml_dtypes.bfloat16), rounded["latents"])
@@ -98,7 +99,7 @@ def test_draws_do_not_depend_on_the_order_of_the_arrays():
 
 
 def test_widening_a_state_changes_no_value():
-    state = make().inputs(CONFIG, "bfloat16") | {"rope.img": np.ones((2, 3, 2), np.float32)}
+    state = make().inputs(CONFIGS, "bfloat16") | {"rope.img": np.ones((2, 3, 2), np.float32)}
     wide = round_state(state, np.dtype(np.float64))
     assert wide["latents"].dtype == wide["rope.img"].dtype == np.float64
     assert wide["img_shapes"].dtype == np.int64

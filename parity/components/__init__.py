@@ -1,0 +1,54 @@
+"""The components that suites speak of: each has a class of cases and a function that builds its graph.
+
+A component is found by its name and loaded when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from parity.components.base import Case
+from parity.names import Graph
+
+# Component -> its cases, its graph.
+_PLACES = {
+    "transformer": ("parity.components.transformer:TransformerCase", "parity.names:qwen_image_transformer"),
+    "text": ("parity.components.text:TextCase", "parity.components.text:text_graph"),
+    "vision": ("parity.components.vision:VisionCase", "parity.components.vision:vision_graph"),
+    "vae": ("parity.components.vae:VaeCase", "parity.components.vae:vae_graph"),
+    "scheduler": ("parity.components.scheduler:SchedulerCase", "parity.components.scheduler:scheduler_graph"),
+    "pipeline": ("parity.components.pipeline:PipelineCase", "parity.components.pipeline:pipeline_graph"),
+}
+COMPONENTS = tuple(_PLACES)
+
+
+def case_class(component: str) -> type[Case]:
+    """The class of a component's cases.
+
+    Raises:
+        KeyError: there is no such component.
+    """
+    return _find(_PLACES[component][0])
+
+
+@lru_cache(maxsize=32)
+def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Graph:
+    return _find(_PLACES[name][1])(**dict(arguments))
+
+
+def build_graph(described: Mapping[str, Any]) -> Graph:
+    """The graph that `Case.graph` described, as a run wrote it down.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes none.
+    """
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
+    return _build(arguments.pop("name"), tuple(sorted(arguments.items())))
+
+
+def _find(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,176 @@
+"""A model's folder as diffusers writes it: which components it has, and their configs, inspected before a run.
+
+    model_index.json
+    transformer/  vae/           config.json, diffusion_pytorch_model*.safetensors
+    text_encoder/                config.json, model*.safetensors
+    scheduler/                   scheduler_config.json
+    tokenizer/  processor/       files of the tokenizer and of the picture processor
+
+Only what a suite needs is looked at. The transformer's folder alone is a model for suites that need nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parity import checkpoint as checkpoints
+from parity.checkpoint import DIFFUSERS, TRANSFORMERS, Checkpoint
+from parity.errors import WeightsError
+from parity.safetensors_header import HEADER_LIMIT, json_object, shown
+
+MODEL_INDEX = "model_index.json"
+CONFIG_FILE = {
+    "transformer": "config.json", "vae": "config.json", "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "processor": "preprocessor_config.json",
+}  # fmt: skip
+WITH_SHARDS = {"vae": DIFFUSERS, "text_encoder": TRANSFORMERS}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The components of a model that a suite needs.
+
+    Attributes:
+        root: the folder that ports are given.
+        configs: folder -> contents of its config file.
+        checkpoints: folder -> its inspected weights.
+        files: folder -> hash of its small files, for folders without weights.
+        pipeline: name of the pipeline's class; None without a ``model_index.json``.
+    """
+
+    root: Path
+    configs: Mapping[str, Mapping[str, Any]]
+    checkpoints: Mapping[str, Checkpoint]
+    files: Mapping[str, str]
+    pipeline: str | None
+
+    @property
+    def synthetic(self) -> str | None:
+        """Preset of generated weights; None for real ones."""
+        return next((one.synthetic for one in self.checkpoints.values() if one.synthetic), None)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        return sum(one.nbytes for one in self.checkpoints.values())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd but harmless."""
+        return tuple(f"{name}: {said}" for name, one in self.checkpoints.items() for said in one.warnings)
+
+    def check_finite(self, progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
+        """Stream all values once; see `parity.checkpoint.check_finite`."""
+        return tuple(
+            f"{folder}: {name}"
+            for folder, one in self.checkpoints.items()
+            for name in checkpoints.check_finite(one, progress)
+        )
+
+    def fingerprint(self) -> str:
+        """A hash that tells models apart cheaply, wherever the folder lies."""
+        digest = hashlib.sha256()
+        for folder, one in sorted(self.checkpoints.items()):
+            digest.update(f"{folder} {checkpoints.fingerprint(one)}\n".encode())
+        for folder, found in sorted(self.files.items()):
+            digest.update(f"{folder} {found}\n".encode())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """The key ``weights`` of ``parity.json``."""
+        of_all = self.checkpoints.values()
+        return {
+            # A synthetic checkpoint lies in a cache, whose place says nothing to whoever reads the report.
+            "path": f"synthetic:{self.synthetic}" if self.synthetic else str(self.root),
+            "synthetic": self.synthetic is not None,
+            "preset": self.synthetic,
+            "layout": "diffusers",
+            "pipeline": self.pipeline,
+            "tensors": sum(len(one.tensors) for one in of_all),
+            "parameters": sum(one.parameters for one in of_all),
+            "configs": dict(self.configs),
+        }
+
+
+def inspect(path: Path, folders: Iterable[str] = ("transformer",)) -> ModelFolder:
+    """Find the components a suite needs and check all of them but the values of the tensors.
+
+    Args:
+        path: a model's folder, or that of a transformer alone.
+        folders: names of the folders that are needed.
+
+    Raises:
+        WeightsError: something is missing, damaged or of another kind; the message says which.
+    """
+    folders = tuple(folders)
+    _check_there(path, folders)
+    configs: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Checkpoint] = {}
+    files: dict[str, str] = {}
+    for folder in folders:
+        if folder == "transformer":
+            found[folder] = checkpoints.inspect(path)
+            configs[folder] = found[folder].config
+            continue
+        configs[folder] = _read_config(path / folder / CONFIG_FILE[folder])
+        if folder in WITH_SHARDS:
+            found[folder] = checkpoints.inspect_shards(path / folder, configs[folder], WITH_SHARDS[folder])
+        else:
+            files[folder] = _hash_of_files(path / folder)
+    alone = folders == ("transformer",)
+    root = found["transformer"].root if alone else path
+    return ModelFolder(root, configs, found, files, _pipeline_class(path))
+
+
+def _check_there(path: Path, folders: tuple[str, ...]) -> None:
+    """One error for all components that are missing."""
+    if folders == ("transformer",):
+        return  # may be the folder itself; inspecting it says what is wrong
+    if not path.is_dir():
+        raise WeightsError(f"{path}: there is no such folder; expected a model in the diffusers layout")
+    missing = [folder for folder in folders if not (path / folder / CONFIG_FILE[folder]).is_file()]
+    if missing:
+        names = ", ".join(f"{folder}/{CONFIG_FILE[folder]}" for folder in missing)
+        there = ", ".join(sorted(shown(entry.name) for entry in path.iterdir())[:12]) or "nothing"
+        hint = ""
+        if (path / "config.json").is_file():
+            hint = "; this is one component's folder: name the one above it"
+        elif "processor" in missing and len(missing) == 1:
+            hint = "; only the editing models (Qwen-Image-Edit) have one"
+        raise WeightsError(f"{path}: the model lacks {names}; found {there}{hint}")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > HEADER_LIMIT:
+            raise ValueError(f"{file.stat().st_size} bytes, against a limit of {HEADER_LIMIT}")
+        return json_object(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file}: {error}") from None
+
+
+def _hash_of_files(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _pipeline_class(path: Path) -> str | None:
+    """``_class_name`` of ``model_index.json``, beside the components or above one."""
+    for folder in (path, path.parent):
+        file = folder / MODEL_INDEX
+        if file.is_file():
+            try:
+                name = json.loads(file.read_bytes()[:HEADER_LIMIT]).get("_class_name")
+            except (ValueError, AttributeError):
+                return None
+            return name if isinstance(name, str) else None
+    return None

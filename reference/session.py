@@ -1,0 +1,117 @@
+"""What the reference's sessions of all components share: stages with weights loaded and freed, numpy at the border."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from parity.tap import Recorder, recording
+from reference import precision as precisions_
+from reference.weights import Shards
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class StagedSession:
+    """One component of the reference in one dtype. A subclass gives `stages`, `parts` and `compute`.
+
+    Args:
+        shards: the component's weights.
+        device: where it computes.
+        dtype: of weights and activations.
+        hold: dtype the weights are rounded to before they are widened to `dtype`.
+    """
+
+    stages: tuple[str, ...]
+
+    def __init__(self, shards: Shards | None, device: torch.device, dtype: torch.dtype, hold: torch.dtype) -> None:
+        self.shards, self.device, self.dtype, self.hold = shards, device, dtype, hold
+
+    def parts(self, stage: str) -> list[tuple[str, torch.nn.Module]]:
+        """(prefix of the checkpoint's keys, module) of everything with weights that a stage owns."""
+        raise NotImplementedError
+
+    def compute(self, stage: str, state: dict[str, Any]) -> dict[str, Any]:
+        """The whole state after the stage; entries that are the same objects as in `state` are passed on."""
+        raise NotImplementedError
+
+    def take(self, key: str, array: np.ndarray) -> Any:
+        """One array of a state as the model takes it: rotary tables in float32, other floats in the dtype.
+
+        In a float64 session everything stays in float64.
+        """
+        tensor = from_numpy(array).to(self.device)
+        if not tensor.is_floating_point():
+            return tensor
+        if key.startswith(("rope.", "sched.")) and self.dtype != torch.float64:
+            return tensor.to(torch.float32)
+        return tensor.to(self.dtype)
+
+    def load(self, stage: str) -> None:
+        """Read the stage's weights, round them to the held dtype, widen to the session's."""
+        for prefix, module in self.parts(stage):
+            weights = {
+                key: tensor.to(self.hold).to(device=self.device, dtype=self.dtype)
+                for key, tensor in self.shards.read(prefix + ".")
+            }
+            module.load_state_dict(weights, strict=True, assign=True)
+            if self.device.type == "cpu" and self.dtype in precisions_.HALF:
+                _widen_linears(module)
+
+    def free(self, stage: str) -> None:
+        """Give the stage's weights back."""
+        for _, module in self.parts(stage):
+            module.to("meta")
+
+    def run(
+        self, stage: str, state: Mapping[str, np.ndarray], want: Collection[str], *, precision: str = "default"
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """See `parity.ports.Session.run`."""
+        taken = {key: self.take(key, array) for key, array in state.items()}
+        with (
+            torch.no_grad(),
+            precisions_.mode(precision, self.dtype, self.device),
+            recording(Recorder(frozenset(want))) as recorder,
+        ):
+            after = self.compute(stage, dict(taken))
+        # What a stage hands on as it got it stays the array it was, in its own dtype.
+        passed = {key: state[key] for key, value in after.items() if key in taken and value is taken[key]}
+        made = {key: to_numpy(value) for key, value in after.items() if key not in passed}
+        return made | passed, {name: to_numpy(value) for name, value in recorder.values.items()}
+
+
+def _widen_linears(module: torch.nn.Module) -> None:
+    """Hold the weights of linear layers in float32, so that they are widened once, not at each call."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.float()
+
+
+def from_numpy(array: np.ndarray) -> torch.Tensor:
+    """A numpy array in torch; bfloat16 by its bits."""
+    array = np.ascontiguousarray(array)
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor in numpy; complex numbers as pairs, bfloat16 as ``ml_dtypes.bfloat16``."""
+    if not isinstance(tensor, torch.Tensor):
+        return np.asarray(tensor)
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    tensor = tensor.cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
