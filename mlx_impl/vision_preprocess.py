@@ -130,10 +130,11 @@ def smart_resize(height: int, width: int, settings: Settings) -> tuple[int, int]
     """
     if height < 1 or width < 1:
         raise ValueError(f"a picture of {height} × {width} pixels has none; expected at least 1 × 1")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+    ratio = max(height, width) / min(height, width)
+    if ratio > MAX_ASPECT_RATIO:
         raise ValueError(
-            f"a picture of {height} × {width} pixels has an aspect ratio of {max(height, width) / min(height, width):g};"
-            f" expected at most {MAX_ASPECT_RATIO}"
+            f"a picture of {height} × {width} pixels: one side is {ratio:g} times the other, "
+            f"expected at most {MAX_ASPECT_RATIO}"
         )
     factor = settings.factor
     # Python rounds halves to even, as the reference does.
