@@ -26,6 +26,8 @@ from parity.stats import ArrayStats, Error, describe, distance, error, mismatche
 
 Row = dict[str, Any]
 Chains = dict[str, State]
+# Checkpoint -> the reference's and the candidate's picture.
+Pictures = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class StageResult:
         rows: mode -> measured rows, without verdicts, in the graph's order.
         growth: stage error in and out of the candidate's chain, in relative RMSE.
         stats: side -> full statistics by checkpoint, for the trace.
+        pictures: checkpoint -> the reference's and the candidate's, B H W 3 in 0…1, where each port fed itself.
     """
 
     rows: dict[str, list[Row]]
     growth: tuple[float, float] | None = None
     stats: dict[str, dict[str, ArrayStats]] = field(default_factory=dict)
+    pictures: Pictures = field(default_factory=dict)
 
 
 @dataclass
@@ -153,7 +157,7 @@ class Lockstep:
         measured: dict[str, dict[str, _Measured]] = {
             mode: {name: _Measured(runs) for name, runs in floors.items()} for mode, floors in prepared.floors.items()
         }
-        failure = self._run_candidate(stage, chains, prepared, measured)
+        failure, pictures = self._run_candidate(stage, chains, prepared, measured)
         rows = {
             mode: [self._row(name, stage, one, prepared, mode, failure.get(mode)) for name, one in of_mode.items()]
             for mode, of_mode in measured.items()
@@ -163,7 +167,7 @@ class Lockstep:
             "reference": {name: prepared.stats_of(name) for name, _ in shown},
             "candidate": {name: one.stats for name, one in shown if one.stats is not None},
         }
-        result = StageResult(rows, stats=stats)
+        result = StageResult(rows, stats=stats, pictures=pictures)
         if "candidate" in prepared.after and "truth" in prepared.after:
             after = prepared.after
             result.growth = (_chain_error(chains, chains["reference"]), _chain_error(after, after["reference"]))
@@ -207,16 +211,17 @@ class Lockstep:
 
     def _run_candidate(
         self, stage: str, chains: Chains, prepared: Prepared, measured: Mapping[str, dict[str, _Measured]]
-    ) -> dict[str, str]:
+    ) -> tuple[dict[str, str], Pictures]:
         """Run the candidate; what it raises is a finding about it and ends its chain, not the run."""
         failure: dict[str, str] = {}
+        pictures: Pictures = {}
         names = self.unit.graph.names_of(stage)
         try:
             self._candidate.load(stage)
         except ParityError:
             raise
         except Exception as raised:
-            return dict.fromkeys(self.unit.modes, f"loading the stage: {_spell(raised)}")
+            return dict.fromkeys(self.unit.modes, f"loading the stage: {_spell(raised)}"), pictures
         try:
             for mode in self.unit.modes:
                 state = chains["reference"] if mode == "isolated" else chains.get("candidate")
@@ -232,12 +237,17 @@ class Lockstep:
                     continue
                 if mode == "accumulated":
                     prepared.after["candidate"] = state
+                    pictures |= {
+                        name: (prepared.reference[name], values[name])
+                        for name in self.unit.graph.pictures
+                        if name in values and values[name].shape == prepared.reference[name].shape
+                    }
                 for name in set(names) & set(values):
                     shown = mode == self.unit.modes[-1]
                     self._measure(name, values[name], prepared, mode, measured[mode][name], shown=shown)
         finally:
             self._candidate.free(stage)
-        return failure
+        return failure, pictures
 
     def _measure(
         self, name: str, value: np.ndarray, prepared: Prepared, mode: str, one: _Measured, *, shown: bool

@@ -86,12 +86,14 @@ class Graph:
         expected: the names a run at this level must produce, in order.
         exact: names whose values must equal the reference's bit for bit: token ids, masks,
             positions, noise levels. Every other value is judged by its floor.
+        pictures: names of B H W 3 values in 0…1 that a run keeps as pictures to look at.
     """
 
     parents: Mapping[str, tuple[str, ...]]
     stage: Mapping[str, str]
     expected: tuple[str, ...]
     exact: frozenset[str] = frozenset()
+    pictures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -100,7 +102,7 @@ class Graph:
             if unknown:
                 raise ValueError(f"{name}: parents {unknown} are not made before it")
             seen.add(name)
-        strangers = [name for name in (*self.expected, *self.exact) if name not in self.parents]
+        strangers = [name for name in (*self.expected, *self.exact, *self.pictures) if name not in self.parents]
         if strangers or set(self.stage) != seen:
             raise ValueError(f"expected names or stages outside the graph: {strangers or set(self.stage) ^ seen}")
 

@@ -1,4 +1,4 @@
-"""Shapes of the synthetic transformers. Without torch, so that a cached one is found at once."""
+"""Shapes of the synthetic models. Without torch, so that a cached one is found at once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 # Raised whenever the same preset and seed would give other weights.
-FORMAT = 1
+FORMAT = 2
 SYNTHETIC = "parity-synthetic.json"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Shape of a synthetic transformer.
+    """Shape of a synthetic model; most of it is the transformer's.
 
     Attributes:
         name: as the command line has it.
@@ -20,7 +20,11 @@ class Preset:
         heads, head_dim: their product D must leave a LayerNorm room for ±9, that is D > 90.
         axes: rotary channels of frame, row and column; their sum is head_dim.
         joint_dim: width of the text encoder.
-        shard_bytes: largest safetensors file.
+        vae_base_dim: channels of the VAE's finest resolution.
+        shard_bytes: largest safetensors file of the transformer.
+        other_bytes: about the size of text encoder, VAE and tokenizer.
+        pipeline: class that model_index.json names.
+        zero_cond_t: condition tokens of the transformer see a timestep of 0, as in Qwen-Image-Edit-2511.
     """
 
     name: str
@@ -31,7 +35,11 @@ class Preset:
     joint_dim: int
     in_channels: int = 64
     out_channels: int = 16
+    vae_base_dim: int = 96
     shard_bytes: int = 500_000_000
+    other_bytes: int = 0
+    pipeline: str = "QwenImagePipeline"
+    zero_cond_t: bool = False
 
     def __post_init__(self) -> None:
         if self.num_layers < 2 or self.width <= 90 or sum(self.axes) != self.head_dim:
@@ -56,18 +64,29 @@ class Preset:
         return self.heads * self.head_dim
 
     @property
+    def wide(self) -> bool:
+        """Whether the text encoder has the real model's width too."""
+        return self.joint_dim >= 1024
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all tensors in bfloat16."""
+        """Bytes of all tensors of the transformer in bfloat16."""
         d = self.width
         in_block = 36 * d * d + 30 * d + 4 * self.head_dim
         embed = (self.in_channels + self.joint_dim + 256 + d + 4) * d + self.joint_dim
         return 2 * (self.num_layers * in_block + embed + 2 * d * (d + 1) + 4 * self.out_channels * (d + 1))
 
 
+_TINY: dict[str, Any] = {
+    "num_layers": 60, "heads": 2, "head_dim": 64, "axes": (8, 28, 28), "joint_dim": 256, "vae_base_dim": 16,
+    "shard_bytes": 32_000_000, "other_bytes": 20_000_000,
+}  # fmt: skip
+
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("tiny", 60, 2, 64, (8, 28, 28), 256, shard_bytes=32_000_000),
-        Preset("wide", 2, 24, 128, (16, 56, 56), 3584),
+        Preset("tiny", **_TINY),
+        Preset("tiny-edit", **_TINY, pipeline="QwenImageEditPlusPipeline", zero_cond_t=True),
+        Preset("wide", 2, 24, 128, (16, 56, 56), 3584, other_bytes=1_600_000_000),
     )
 }

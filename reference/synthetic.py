@@ -1,103 +1,59 @@
-"""Synthetic Qwen-Image transformers: random weights with the real model's activation ranges, on disk.
+"""Whole synthetic models in diffusers' folder layout: what QwenImagePipeline and its editing kin load and run.
 
-D width. Folders are written as diffusers writes them, in bfloat16 as the published weights are.
+The four models with weights are calibrated to one another: prompt embeddings have the rms that the transformer
+was fitted to, latents of rms 1 decode to a picture within the visible range.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from reference.builder import Builder
-from reference.calibration import Range, describe_case
-from reference.presets import FORMAT, SYNTHETIC, Preset
-from reference.weights import INDEX
+from reference import synthetic_text, synthetic_transformer, synthetic_vae
+from reference.calibration import Range
+from reference.presets import Preset
+
+# The scheduler of the published Qwen-Image.
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9,
+    "base_image_seq_len": 256, "max_image_seq_len": 8192, "shift_terminal": 0.02, "time_shift_type": "exponential",
+}  # fmt: skip
+# Folder -> library and class, as model_index.json has them. Pipelines that don't edit leave the processor out.
+COMPONENTS: dict[str, tuple[str, str]] = {
+    "processor": ("transformers", "Qwen2VLProcessor"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "text_encoder": ("transformers", "Qwen2_5_VLForConditionalGeneration"),
+    "tokenizer": ("transformers", "Qwen2Tokenizer"),
+    "transformer": ("diffusers", "QwenImageTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKLQwenImage"),
+}
 
 
 def write(
     preset: Preset, seed: int, folder: Path, progress: Callable[[str], None] = lambda stage: None
 ) -> dict[str, Range]:
-    """Make a checkpoint in the diffusers layout, in ``folder/transformer``.
+    """Make a model.
 
     Args:
-        preset: shape of the model.
-        seed: of the weights. Another machine or BLAS rounds its matrix products differently and so
-            moves single weights by one unit of bfloat16.
+        preset: shape of its parts.
+        seed: of all weights.
         folder: an empty folder.
-        progress: told the name of each stage before it is made.
+        progress: told the name of each stage before it is made: text encoder, VAE, the transformer's.
 
     Returns:
-        lowest and highest value of each row of `TARGETS`, as the stored weights give them.
+        lowest and highest value of each row of `TARGETS`, as the stored weights of the transformer give them.
     """
-    target = folder / "transformer"
-    target.mkdir()
-    with _threads(preset):
-        builder, shards = Builder(preset, seed), _Shards(target, preset.shard_bytes)
-        builder.model.save_config(target)
-        for stage in builder.stages:
-            progress(stage)
-            for key, tensor in builder.tensors(stage):
-                shards.add(key, tensor)
-        shards.close()
-    about = {
-        "schema": 1, "preset": preset.name, "seed": seed, "format": FORMAT,
-        "calibration": describe_case(), "achieved": builder.achieved,
-    }  # fmt: skip
-    (target / SYNTHETIC).write_text(json.dumps(about, indent=2) + "\n")
-    return builder.achieved
-
-
-@contextmanager
-def _threads(preset: Preset) -> Iterator[None]:
-    """One thread for a narrow model: on its small matrices more of them only wait for each other."""
-    before = torch.get_num_threads()
-    if preset.width < 1024:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Shards:
-    """Writes safetensors files as diffusers names them, each up to a size."""
-
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit = folder, limit
-        self._pending: dict[str, Tensor] = {}
-        self._written: list[list[str]] = []
-        self._total = self._size = 0
-
-    def add(self, key: str, tensor: Tensor) -> None:
-        """Take one tensor; a full shard goes to disk before it."""
-        nbytes = tensor.numel() * tensor.element_size()
-        if self._pending and self._size + nbytes > self._limit:
-            self._flush()
-        self._pending[key] = tensor
-        self._size += nbytes
-        self._total += nbytes
-
-    def _flush(self) -> None:
-        save_file(self._pending, self._folder / f"part-{len(self._written)}", metadata={"format": "pt"})
-        self._written.append(list(self._pending))
-        self._pending, self._size = {}, 0
-
-    def close(self) -> None:
-        """Write what is left, give the files their names and write the index."""
-        self._flush()
-        weight_map = {}
-        for number, keys in enumerate(self._written):
-            name = f"diffusion_pytorch_model-{number + 1:05d}-of-{len(self._written):05d}.safetensors"
-            part = self._folder / f"part-{number}"
-            # safetensors makes files that only their owner can read.
-            part.chmod(0o644)
-            part.rename(self._folder / name)
-            weight_map |= dict.fromkeys(keys, name)
-        index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(weight_map.items()))}
-        (self._folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    progress("text encoder")
+    text = synthetic_text.WIDE if preset.wide else synthetic_text.TINY
+    synthetic_text.write(folder, **text | {"width": preset.joint_dim, "seed": seed})
+    progress("vae")
+    synthetic_vae.write(folder, base_dim=preset.vae_base_dim, seed=seed)
+    FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_config(folder / "scheduler")
+    index = {"_class_name": preset.pipeline, "_diffusers_version": version("diffusers"), **COMPONENTS}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return synthetic_transformer.write(preset, seed, folder, progress)

@@ -28,11 +28,11 @@ from reference.calibration import (
 )
 from reference.port import ReferencePort
 from reference.presets import PRESETS, Preset
-from reference.synthetic import write
+from reference.synthetic_transformer import write
 from reference.transformer import instrument
 from reference.weights import INDEX
 
-MINI = Preset("mini", 3, 4, 32, (4, 14, 14), 96, shard_bytes=1_000_000)
+MINI = Preset("mini", 3, 4, 32, (4, 14, 14), 256, vae_base_dim=16, shard_bytes=1_000_000)
 
 
 @pytest.fixture(scope="module")

@@ -27,17 +27,23 @@ SPARE_BYTES = 16 << 20
 
 
 def synth(
-    preset: Annotated[str, Parameter(help="tiny: 60 narrow blocks, 71 MB; wide: 2 blocks at full width, 1.4 GB")],
+    preset: Annotated[
+        str,
+        Parameter(
+            help="tiny: 60 narrow blocks, 90 MB; tiny-edit: the same to edit with; wide: full width, few layers, 3 GB"
+        ),
+    ],
     /,
     *,
     out: Annotated[Path | None, Parameter(help="folder to make; default a cached one")] = None,
     seed: Annotated[int, Parameter(help="of the weights")] = 0,
     force: Annotated[bool, Parameter(negative=(), help="make it again where it is already")] = False,
 ) -> int:
-    """Make a synthetic checkpoint: random weights with the activation ranges of the real model.
+    """Make a synthetic model: random weights with the activation ranges of the real one.
 
-    Prints the documented range that each checkpoint was fitted to, the range it has on the
-    calibration case, and the folder as the last line. $PARITY_CACHE moves the cache.
+    A whole folder as diffusers writes it, with text encoder, tokenizer, VAE and scheduler. Prints
+    the documented range that each checkpoint of the transformer was fitted to, the range it has on
+    the calibration case, and the folder as the last line. $PARITY_CACHE moves the cache.
     """
     chosen = _preset(preset)
     folder = ensure(preset, seed, force=force) if out is None else make(chosen, seed, out, force=force)
@@ -95,7 +101,7 @@ def make(preset: Preset, seed: int, folder: Path, *, force: bool = False) -> Pat
         _check_room(folder.parent, preset)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            with _progress(f"making {preset.name}", preset.num_layers + 2) as tell:
+            with _progress(f"making {preset.name}", preset.num_layers + 4) as tell:
                 missed = misses(write(preset, seed, temporary, tell))
             if missed:
                 raise ParityError(f"synthetic weights {preset.name!r}, seed {seed}, miss the documented ranges", missed)
@@ -144,7 +150,7 @@ def _check_absent(folder: Path, force: bool) -> None:
 
 
 def _check_room(parent: Path, preset: Preset) -> None:
-    needed, free = preset.nbytes + SPARE_BYTES, shutil.disk_usage(parent).free
+    needed, free = preset.nbytes + preset.other_bytes + SPARE_BYTES, shutil.disk_usage(parent).free
     if free < needed:
         raise ResourceError(
             f"no room for synthetic weights {preset.name!r} in {parent}: {needed / 1e6:,.0f} MB needed, "
