@@ -70,22 +70,36 @@ class _HalfOnCpu(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear and args[0].dtype in HALF:
             return self._linear(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and kwargs["query"].dtype in HALF:
-            return self._attention(kwargs["query"], kwargs["key"], kwargs["value"], kwargs["attn_mask"])
+        if func is F.scaled_dot_product_attention and (args[0] if args else kwargs["query"]).dtype in HALF:
+            return self._attention(*args, **kwargs)
         return func(*args, **kwargs)
 
     @staticmethod
     def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
-    def _attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        """The function of torch, whose arguments these are."""
+        wide = [x.float() for x in (query, key, value)]
         if not self._round:
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(q.dtype)
-        scores = q.float() @ k.float().transpose(-1, -2) / math.sqrt(q.shape[-1])
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        probabilities = scores.softmax(-1).to(q.dtype)
-        return (probabilities.float() @ v.float()).to(q.dtype)
+            options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+            return F.scaled_dot_product_attention(*wide, attn_mask=attn_mask, **options).to(query.dtype)
+        q, k, v = wide
+        if enable_gqa:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        probabilities = scores.softmax(-1)
+        if attn_mask is not None:
+            # A query without any key gives zeros, as in torch.
+            probabilities = probabilities.masked_fill(~attn_mask.any(-1, keepdim=True), 0)
+        return (probabilities.to(query.dtype).float() @ v).to(query.dtype)
 
 
 def modes(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
