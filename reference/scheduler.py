@@ -46,8 +46,9 @@ class WideScheduler(FlowMatchEulerDiscreteScheduler):
     takes those same numbers and computes with them in float64.
     """
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)
+    # Pipelines look at the signature for whether levels of their own may be given.
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None) -> None:
+        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
         self.sigmas = self.sigmas.double()
 
     def step(self, *args: Any, **kwargs: Any) -> Any:

@@ -17,9 +17,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as Diffusers
 from diffusers.pipelines.qwenimage import pipeline_qwenimage, pipeline_qwenimage_img2img
 
+from mlx_impl import scheduler_port
 from mlx_impl.scheduler import LIGHTNING, FlowMatchEulerDiscreteScheduler, SchedulerConfig, calculate_shift
 from mlx_impl.session import from_numpy, to_numpy
+from parity import suite as suites
+from parity.components import build_graph
+from parity.components.scheduler import SchedulerCase
+from parity.errors import UsageError
 from reference import scheduler as reference
+from reference import scheduler_port as reference_port
 from reference.session import to_numpy as torch_to_numpy
 
 QWEN = {
@@ -103,6 +109,14 @@ def test_levels_and_timesteps_of_the_callers_own(settings):
             theirs.set_timesteps(mu=0.63, **kwargs)
         ours.set_timesteps(mu=0.63, **kwargs)
         assert_same_levels(ours, theirs)
+
+
+def test_new_levels_begin_anew():
+    ours, _ = prepared("lightning", 4, 256)
+    ours.truncate(0.5)
+    ours.step(mx.ones((1,)), 0.0, mx.ones((1,)))
+    ours.prepare(4, 256)
+    assert (ours.begin_index, ours.step_index) == (None, None)
 
 
 def test_a_single_step_goes_from_noise_to_picture():
@@ -273,15 +287,130 @@ def test_lightning_settings_are_the_published_ones():
 
 def test_wide_reference_steps_in_float64():
     """GIVEN a float64 sample that float32 can't hold WHEN a step is taken THEN its digits are still there."""
-    theirs = reference.build(QWEN, torch.float64)
-    theirs.set_timesteps(sigmas=np.linspace(1.0, 0.125, 8), mu=0.6)
-    narrow = reference.build(QWEN, torch.float32)
-    narrow.set_timesteps(sigmas=np.linspace(1.0, 0.125, 8), mu=0.6)
-    np.testing.assert_array_equal(theirs.sigmas.numpy(), narrow.sigmas.double().numpy())
+    theirs = reference.build({"shift": 1.0}, torch.float64)
+    theirs.set_timesteps(sigmas=[0.9, 0.11, 0.1])
+    sigmas = np.array([0.9, 0.11], np.float32).astype(np.float64)
+    width = sigmas[1] - sigmas[0]
+    assert width != np.float32(width)  # the step's width is wide too
     rng = np.random.default_rng(0)
     sample, velocity = rng.standard_normal((1, 4, 8)), rng.standard_normal((1, 4, 8))
-    theirs.set_begin_index(2)
-    got = theirs.step(torch.from_numpy(velocity), theirs.timesteps[2], torch.from_numpy(sample), return_dict=False)[0]
-    sigmas = theirs.sigmas.numpy()
+    theirs.set_begin_index(0)
+    got = theirs.step(torch.from_numpy(velocity), theirs.timesteps[0], torch.from_numpy(sample), return_dict=False)[0]
     assert got.dtype == torch.float64
-    np.testing.assert_array_equal(got.numpy(), sample + (sigmas[3] - sigmas[2]) * velocity)
+    np.testing.assert_array_equal(got.numpy(), sample + width * velocity)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline folder with nothing but a scheduler."""
+    path = tmp_path_factory.mktemp("pipeline")
+    Diffusers.from_config(QWEN).save_pretrained(path / "scheduler")
+    return path
+
+
+def case(**given) -> SchedulerCase:
+    return SchedulerCase(**{"name": "a", "seed": 0, "image": (64, 48), "steps": 5, "batch": 2} | given)
+
+
+def sessions(folder, dtype):
+    """Ours, the reference, and the truth of a run."""
+    ours, theirs = DTYPES[dtype]
+    cpu = torch.device("cpu")
+    return (
+        scheduler_port.SchedulerSession(folder, ours, ours),
+        reference_port.SchedulerSession(folder, cpu, theirs, theirs),
+        reference_port.SchedulerSession(folder, cpu, torch.float64, theirs),
+    )
+
+
+def chain(session, graph, state):
+    """All checkpoints of a session that feeds itself."""
+    found = {}
+    for stage in graph.stages:
+        session.load(stage)
+        state, made = session.run(stage, state, graph.names_of(stage))
+        session.free(stage)
+        found |= made
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"settings": "lightning", "steps": 1}, {"strength": 0.6}, {"strength": 1.0, "batch": 1}],
+    ids=["text", "lightning", "strength", "all steps"],
+)
+def test_sessions_are_equal_at_every_checkpoint(folder, given, dtype):
+    chosen = case(**given)
+    graph = build_graph(chosen.graph({"scheduler": QWEN}, "full"))
+    ours, theirs, _ = sessions(folder, dtype)
+    inputs = chosen.inputs({"scheduler": QWEN}, dtype)
+    expected, accumulated = chain(theirs, graph, inputs), chain(ours, graph, inputs)
+    assert tuple(expected) == tuple(accumulated) == graph.expected
+    assert graph.exact == set(graph.expected)
+    state = inputs
+    for stage in graph.stages:
+        for session in (ours, theirs):
+            session.load(stage)
+        after, isolated = ours.run(stage, state, graph.names_of(stage))
+        state, _ = theirs.run(stage, state, ())
+        assert after.keys() == state.keys()
+        for name, made in isolated.items():
+            for got in (made, accumulated[name]):
+                assert (got.shape, got.dtype) == (expected[name].shape, expected[name].dtype), name
+                np.testing.assert_array_equal(got, expected[name], err_msg=name)
+
+
+def test_truth_of_a_chain_is_good_to_float64(folder):
+    chosen = case(strength=0.6)
+    graph = build_graph(chosen.graph({"scheduler": QWEN}, "full"))
+    inputs = chosen.inputs({"scheduler": QWEN}, "bfloat16")
+    truth = chain(sessions(folder, "bfloat16")[2], graph, inputs)
+    sigmas, wide = truth["sched.sigmas"], {name: array.astype(np.float64) for name, array in inputs.items()}
+    sample = sigmas[2] * wide["noise"] + (1 - sigmas[2]) * wide["sample"]
+    np.testing.assert_allclose(truth["sched.noise.sample"], sample, rtol=0, atol=1e-14)
+    for step in range(2, 5):
+        sample = sample + (sigmas[step + 1] - sigmas[step]) * wide[f"model_output.{step:02d}"]
+        np.testing.assert_allclose(truth[f"sched.step.{step:02d}.sample"], sample, rtol=0, atol=1e-14)
+
+
+def test_a_wrong_shift_is_seen_at_the_levels(folder, monkeypatch):
+    """The twin of the tests above: a port that differs in one number does not pass."""
+    monkeypatch.setattr(scheduler_port, "LIGHTNING", SchedulerConfig.from_dict(QWEN))
+    chosen = case(settings="lightning")
+    graph = build_graph(chosen.graph({"scheduler": QWEN}, "full"))
+    inputs = chosen.inputs({"scheduler": QWEN}, "float32")
+    got, expected = (chain(session, graph, inputs) for session in sessions(folder, "float32")[:2])
+    assert {name for name in graph.expected if not np.array_equal(got[name], expected[name])} == (
+        set(graph.expected) - {"sched.begin"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"image": (64, 40)}, "64 × 40"),
+        ({"steps": 0}, "steps is 0"),
+        ({"batch": 0}, "batch 0"),
+        ({"settings": "turbo"}, "turbo"),
+        ({"strength": 0.123}, "0.123"),
+        ({"strength": 0.0}, "0.0"),
+        ({"strength": 1.5}, "1.5"),
+    ],
+)
+def test_a_case_that_makes_no_sense(given, said):
+    with pytest.raises(UsageError, match=said):
+        case(**given)
+
+
+def test_a_case_whose_reference_is_not_a_number():
+    with pytest.raises(UsageError, match=r"shift_terminal 0\.02"):
+        case(steps=1).graph({"scheduler": QWEN}, "full")
+    case(steps=1).graph({"scheduler": QWEN | {"shift_terminal": None}}, "full")
+
+
+def test_the_suite_covers_settings_and_strength():
+    cases = [planned.case for planned in suites.load("scheduler").cases]
+    assert {one.settings for one in cases} == {"checkpoint", "lightning"}
+    assert any(one.strength for one in cases)
+    assert any(one.image[0] != one.image[1] for one in cases)
