@@ -86,3 +86,35 @@ def test_narrowing():
     assert whole.narrowed() == whole
     with pytest.raises(UsageError, match="no case sqare; known: square, landscape, batch"):
         whole.narrowed(["sqare"])
+
+
+def test_a_suite_includes_others_at_their_own_detail(tmp_path):
+    (tmp_path / "one.toml").write_text(GOOD)
+    both = f"""
+title = "both"
+weights = "synthetic:tiny"
+detail = "full"
+draws = 3
+include = ["{tmp_path / "one.toml"}"]
+[[case]]
+component = "transformer"
+name = "two"
+images = [[32, 32]]
+text_tokens = [3]
+timestep = 1
+seed = 1
+dtypes = ["float32"]
+modes = ["accumulated"]
+"""
+    found = read(tmp_path, both)
+    assert [(p.case.name, p.detail, p.draws) for p in found.cases] == [("one", "block", 2), ("two", "full", 3)]
+    assert found.cases[1].case.timestep == 1.0
+    assert found.folders == ("transformer",)
+    with pytest.raises(UsageError, match="includes itself"):
+        read(tmp_path, both.replace("one.toml", "mine.toml"))
+    with pytest.raises(UsageError, match="no suite 'nothing'"):
+        read(tmp_path, both.replace(str(tmp_path / "one.toml"), "nothing"))
+    with pytest.raises(UsageError, match="no component brain; known: transformer, text"):
+        read(tmp_path, both.replace('"transformer"\nname', '"brain"\nname'))
+    with pytest.raises(UsageError, match="case is no list"):
+        read(tmp_path, both.replace("[[case]]", "[case]"))
