@@ -1,0 +1,87 @@
+"""The components of a model's folder, in memory when they are needed: all that were used, or one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..prompts import Prompter
+from ..scheduler import FlowMatchEulerDiscreteScheduler, SchedulerConfig
+from ..text_encoder import load_text_encoder
+from ..vae import load_vae
+from ..vision import load_vision
+from ..vision_preprocess import Settings, load_settings
+from ..weights import load_transformer, mlx_dtype
+
+# What has weights, and how it is loaded from the model's folder in a dtype.
+LOADERS: dict[str, Callable[[Path, str], Any]] = {
+    "text_encoder": load_text_encoder,
+    "vision": load_vision,
+    "vae": load_vae,
+    "transformer": load_transformer,
+}
+
+
+class Components:
+    """Loads components when they are used.
+
+    Args:
+        root: a folder with ``transformer``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        low_memory: give a component's weights back as soon as it has been used.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: an unknown dtype.
+    """
+
+    def __init__(self, root: str | Path, dtype: str, *, low_memory: bool = False) -> None:
+        self.root, self.dtype, self.low_memory = Path(root), mlx_dtype(dtype), low_memory
+        self._dtype_name = dtype
+        self._loaded: dict[str, Any] = {}
+
+    def check(self, folders: tuple[str, ...]) -> None:
+        """Raise a FileNotFoundError that names every folder that is not there."""
+        if missing := [name for name in folders if not (self.root / name).is_dir()]:
+            raise FileNotFoundError(f"{self.root} has no folder {', '.join(missing)}, which this pipeline needs")
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[Any]:
+        """One of `LOADERS` with its weights in memory."""
+        if name not in self._loaded:
+            self._loaded[name] = LOADERS[name](self.root, self._dtype_name)
+        try:
+            yield self._loaded[name]
+        finally:
+            if self.low_memory:
+                self.free()
+
+    def free(self) -> None:
+        """Give all weights back."""
+        self._loaded.clear()
+        mx.clear_cache()
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        """The tokenizer with the pipelines' templates."""
+        return Prompter(self.root)
+
+    @cached_property
+    def vision_settings(self) -> Settings:
+        """How pictures become patches of the vision tower."""
+        return load_settings(self.root)
+
+    @cached_property
+    def latent_channels(self) -> int:
+        """C of a latent token of the picture."""
+        return json.loads((self.root / "transformer" / "config.json").read_text())["in_channels"]
+
+    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """A scheduler that has no noise levels yet."""
+        return FlowMatchEulerDiscreteScheduler(SchedulerConfig.from_folder(self.root / "scheduler"))
