@@ -120,7 +120,7 @@ class Lockstep:
         self._truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype, component=component)
         self._candidate = _opened(candidate, weights, unit.dtype, component)
         self._precisions = reference.precisions(unit.dtype)[1:]
-        self.stages = self._reference.stages
+        self.stages = unit.graph.stages
 
     def start(self, inputs: Mapping[str, np.ndarray]) -> Chains:
         """The chains before the first stage, from the inputs in the run's dtype."""
