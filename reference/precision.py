@@ -4,17 +4,18 @@ diffusers keeps a few float32 islands (RMSNorm's variance, the rotation, the tim
 sinusoid). In a float64 run they would bound the truth at 1e-7, so they are widened here, by
 hooks and by an attention processor of our own, never by patching diffusers.
 
-torch's half-precision GEMM on CPUs without AVX512-BF16 or AMX runs at 1 GFLOP/s. Products of
-two bfloat16 numbers are exact in float32, so widening, multiplying with float32 accumulation
-and rounding once is what a half-precision GEMM with float32 accumulation computes, 80 times
-faster.
+torch's half-precision GEMM on CPUs without AVX512-BF16 or AMX runs at 1 GFLOP/s, its convolutions
+hardly faster. Products of two bfloat16 numbers are exact in float32, so widening, multiplying with
+float32 accumulation and rounding once is what a half-precision GEMM with float32 accumulation
+computes, 80 times faster.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 HALF = (torch.bfloat16, torch.float16)
+# What multiplies an input by a weight and may add a bias: the first three arguments, by these names.
+_PRODUCTS = (F.linear, F.conv2d, F.conv3d)
 
 
 def widen_islands(module: torch.nn.Module) -> None:
@@ -55,7 +58,7 @@ def _sinusoid_float64(proj: Timesteps, args: tuple, _: torch.Tensor) -> torch.Te
 
 
 class _HalfOnCpu(TorchFunctionMode):
-    """Linear layers and attention of half-precision tensors through float32.
+    """Linear layers, convolutions and attention of half-precision tensors through float32.
 
     Args:
         round_probabilities: round the softmax to the half dtype before it meets the values, as
@@ -68,15 +71,19 @@ class _HalfOnCpu(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is F.linear and args[0].dtype in HALF:
-            return self._linear(*args, **kwargs)
+        if func in _PRODUCTS and args[0].dtype in HALF:
+            return self._product(func, *args, **kwargs)
         if func is F.scaled_dot_product_attention and (args[0] if args else kwargs["query"]).dtype in HALF:
             return self._attention(*args, **kwargs)
         return func(*args, **kwargs)
 
     @staticmethod
-    def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    def _product(
+        func: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+        *geometry: Any, **options: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        bias = None if bias is None else bias.float()
+        return func(x.float(), weight.float(), bias, *geometry, **options).to(x.dtype)
 
     def _attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
