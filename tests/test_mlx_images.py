@@ -107,9 +107,10 @@ def test_a_mask_without_anything_masked():
         images.get_crop_region(Image.new("L", (8, 8)), 8, 8)
 
 
-@pytest.mark.parametrize("box", [None, (10, 5, 74, 69)])
+@pytest.mark.parametrize("box", [None, (10, 5, 74, 49)])
 def test_laying_the_original_over(box):
     original, made = picture((90, 70)), picture((64, 64) if box else (90, 70), seed=1)
+    original.putalpha(picture((90, 70), seed=4).convert("L"))
     for given in (mask((90, 70), (20, 10, 50, 60)), picture((90, 70), seed=9).convert("L")):
         expected = PICTURES.apply_overlay(given, original, made, box)
         got = images.apply_overlay(given, original, made, box)
