@@ -167,7 +167,7 @@ def apply_overlay(
         image: the picture that was made; of the original's size unless `crop_coords` says where it belongs.
     """
     kept = Image.new("RGBa", original.size)
-    kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
+    kept.paste(original.convert("RGBA"), mask=ImageOps.invert(mask.convert("L")))
     if crop_coords is not None:
         left, top, right, bottom = crop_coords
         base = Image.new("RGBA", original.size)
