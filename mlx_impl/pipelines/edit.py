@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import mlx.core as mx
 import numpy as np
+from PIL import Image
 
 from parity.tap import scope, tap
 
-from ..images import calculate_dimensions, preprocess, resize
+from ..images import VAE_AREA, calculate_dimensions, preprocess, resize
 from .encoding import encode_picture, encode_prompts, initial_noise, noise_levels
 from .latents import token_grid
 from .prepared import Prepared
@@ -21,8 +22,6 @@ from .request import Request, check_picture
 
 if TYPE_CHECKING:
     from .components import Components
-
-VAE_AREA = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,13 +52,7 @@ class Edit(Request):
         for index, picture in enumerate(self.pictures):
             check_picture(f"picture {index + 1}", picture)
             for area in (self.vae_area, self._condition_area):
-                if 0 in _size_at(area, picture):
-                    raise ValueError(f"picture {index + 1} of {picture.shape[:2]} pixels is too narrow to be edited")
-
-    @property
-    def longest_prompt(self) -> None:
-        """The prompt is not cut."""
-        return None
+                _size_at(area, picture)  # no picture that becomes a line
 
     @property
     def asked_size(self) -> tuple[int, int]:
@@ -78,14 +71,17 @@ class Edit(Request):
 
     def prepare(self, components: Components) -> Prepared:
         """See `Request.prepare`."""
-        shown = [resize(picture, *_size_at(self._condition_area, picture)) for picture in self.pictures]
+        shown = [
+            np.array(resize(Image.fromarray(picture), *_size_at(self._condition_area, picture)))
+            for picture in self.pictures
+        ]
         with scope("pipeline"):
             for index, picture in enumerate(shown):
                 tap(f"condition.{index:02d}", mx.array(picture.astype(np.int64)))
         prompt, negative = encode_prompts(components, self, shown)
         sizes = [_size_at(self.vae_area, picture) for picture in self.pictures]
         tokens = [
-            encode_picture(components, preprocess(picture, *size))
+            encode_picture(components, preprocess(Image.fromarray(picture), *size))
             for picture, size in zip(self.pictures, sizes, strict=True)
         ]
         _, sigmas, timesteps = noise_levels(components, self)

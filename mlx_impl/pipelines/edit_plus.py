@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..images import CONDITION_AREA
 from .edit import Edit
-
-CONDITION_AREA = 384 * 384
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,6 +13,7 @@ import numpy as np
 
 from parity.tap import scope, tap
 
+from ..prompts import encode
 from ..vision_preprocess import Grid, preprocess
 from .latents import noise, pack, token_grid, unpack
 from .prepared import Prompt
@@ -34,11 +35,12 @@ def encode_prompts(
     features, grids = _look(components, pictures) if pictures else (None, ())
     with components.use("text_encoder") as model:
 
-        def encode(name: str, prompts: tuple[str, ...]) -> Prompt:
+        def encoded(name: str, prompts: tuple[str, ...]) -> Prompt:
             tokens = components.prompter(prompts, template=request.template, grids=grids)
             with scope("pipeline"):
-                tap(f"{name}_ids", tokens.ids)
-            embeds, mask = components.encode(model, tokens, features, request.longest_prompt)
+                tap(f"{name}_ids", mx.array(tokens.ids))
+            with scope(f"pipeline.{name}"):
+                embeds, mask = encode(model, tokens, features, request.max_sequence_length)
             with scope("pipeline"):
                 kept = mx.ones(embeds.shape[:2], dtype=mx.bool_) if mask is None else mask
                 tap(f"{name}_mask", kept)
@@ -46,8 +48,8 @@ def encode_prompts(
             mx.eval(embeds)
             return Prompt(embeds, mask)
 
-        prompt = encode("prompt", request.prompts)
-        return prompt, encode("negative", request.negative) if request.guided else None
+        prompt = encoded("prompt", request.prompts)
+        return prompt, encoded("negative", request.negative) if request.guided else None
 
 
 def _look(components: Components, pictures: Sequence[np.ndarray]) -> tuple[mx.array, Sequence[Grid]]:
@@ -88,12 +90,13 @@ def encode_picture(components: Components, picture: np.ndarray, posterior_noise:
     """A picture as latent tokens of the transformer's scale, 1 L C.
 
     Args:
-        picture: H W 3 float32 in -1…1; sizes are multiples of 16.
+        picture: 1 3 H W float32 in -1…1; sizes are multiples of 16.
         posterior_noise: 1 L C, to sample the VAE's posterior with; its mean without.
     """
-    _, rows, columns = token_grid(*picture.shape[:2])
+    _, rows, columns = token_grid(*picture.shape[2:])
+    pixels = mx.array(picture).astype(components.dtype).transpose(0, 2, 3, 1)
     with components.use("vae") as vae:
-        moments = vae.encode(mx.array(picture).astype(components.dtype)[None, None])
+        moments = vae.encode(pixels[:, None])
         latents = moments.mean
         if posterior_noise is not None:
             unpacked = unpack(mx.array(posterior_noise).astype(components.dtype), rows, columns)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
+from PIL import Image
 
 from parity.tap import scope, tap
 
@@ -61,7 +62,7 @@ class ImageToImage(Request):
     def _encode(self, components: Components) -> mx.array:
         """The picture's latents, sampled from the VAE's posterior, 1 L C."""
         sampled = noise(self.posterior_noise, self.seed, 1, 1, self.size, components.latent_channels)
-        return encode_picture(components, preprocess(self.picture, *self.size), sampled)
+        return encode_picture(components, preprocess(Image.fromarray(self.picture), *self.size), sampled)
 
     def _keep(self, picture: mx.array, added: mx.array) -> Kept | None:
         """What is put back after each step.

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from PIL import Image
 
 from parity.tap import tap
 
-from ..images import preprocess_mask
+from ..images import latent_mask, preprocess_mask
 from .image_to_image import ImageToImage
 from .latents import PIXELS_PER_LATENT, pack
 from .prepared import Kept
@@ -37,9 +38,10 @@ class Inpaint(ImageToImage):
 
     def _keep(self, picture: mx.array, added: mx.array) -> Kept:
         """See `ImageToImage._keep`."""
-        mask = preprocess_mask(self.mask, *self.size)
-        # The nearest pixel of each latent is its first; all channels of a latent share it.
-        corners = mask[::PIXELS_PER_LATENT, ::PIXELS_PER_LATENT] > 0.5
-        channels = picture.shape[-1] // 4
-        repaint = pack(mx.broadcast_to(mx.array(corners)[None, :, :, None], (1, *corners.shape, channels)))
+        height, width = self.size
+        mask = preprocess_mask(Image.fromarray(self.mask), height, width)
+        sparse = latent_mask(mask, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT) > 0
+        # All channels of a latent share its place in the mask.
+        shared = mx.broadcast_to(mx.array(sparse).transpose(0, 2, 3, 1), (1, *sparse.shape[2:], picture.shape[-1] // 4))
+        repaint = pack(shared)
         return Kept(picture, added, tap("mask", mx.broadcast_to(repaint, picture.shape)))

@@ -13,11 +13,6 @@ PIXELS_PER_LATENT = 8
 PIXELS_PER_TOKEN = 16
 
 
-def snap(pixels: int) -> int:
-    """The next multiple of a token's 16 pixels, downwards."""
-    return pixels - pixels % PIXELS_PER_TOKEN
-
-
 def token_grid(height: int, width: int) -> tuple[int, int, int]:
     """(frames, rows, columns) in tokens of a picture of these pixels."""
     return 1, height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .latents import PIXELS_PER_TOKEN, snap
+from ..images import snap
+from .latents import PIXELS_PER_TOKEN
 
 if TYPE_CHECKING:
     from .components import Components
@@ -81,8 +82,7 @@ class Request(ABC):
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the picture that is made."""
-        height, width = self.asked_size
-        return snap(height), snap(width)
+        return snap(*self.asked_size, PIXELS_PER_TOKEN)
 
     @property
     def notes(self) -> tuple[str, ...]:
