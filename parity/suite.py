@@ -69,11 +69,21 @@ class Suite:
         """Folders of the checkpoint that its cases need."""
         return tuple(dict.fromkeys(folder for planned in self.cases for folder in planned.case.folders))
 
-    def narrowed(self, cases: Sequence[str] = (), dtypes: Sequence[str] = (), detail: str | None = None) -> Suite:
+    def narrowed(
+        self,
+        cases: Sequence[str] = (),
+        dtypes: Sequence[str] = (),
+        detail: str | None = None,
+        inside: Sequence[int] = (),
+    ) -> Suite:
         """Only the named cases, in the given dtypes, at another level; empty means as the suite says.
 
+        Args:
+            inside: steps of pipelines within which the transformer's checkpoints are compared too;
+                -1 is the last.
+
         Raises:
-            UsageError: a name that is not there.
+            UsageError: a name or a step that is not there.
         """
         known = [planned.case.name for planned in self.cases]
         _check_known("case", cases, known)
@@ -84,6 +94,11 @@ class Suite:
             for planned in self.cases
             if not cases or planned.case.name in cases
         )
+        if inside:
+            looked = [planned for planned in kept if hasattr(planned.case, "inside")]
+            if not looked:
+                raise UsageError(f"suite {self.name!r} has no pipeline here to look inside of")
+            kept = tuple(replace(one, case=one.case.looked_inside(inside)) if one in looked else one for one in kept)
         return replace(self, cases=kept)
 
 

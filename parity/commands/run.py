@@ -39,6 +39,10 @@ def run(
         Parameter(negative=(), help="instead of the suite's dtypes; repeatable"),
     ] = (),
     detail: Annotated[Literal["kinds", "block", "full"] | None, Parameter(help="which checkpoints")] = None,
+    inside: Annotated[
+        tuple[int, ...],
+        Parameter(negative=(), help="also look inside this step of pipelines, -1 is the last; repeatable"),
+    ] = (),
     truth: Annotated[Literal["float64", "float32"], Parameter(help="dtype of the truth")] = "float64",
     jobs: Annotated[
         int | None,
@@ -59,7 +63,7 @@ def run(
     suite
         name of a suite, or the path of a .toml file.
     """
-    chosen = suites.load(suite).narrowed(case, dtype, detail)
+    chosen = suites.load(suite).narrowed(case, dtype, detail, inside)
     err = Console(stderr=True, highlight=False)
     model = open_model(weights or chosen.weights, chosen.folders, err)
     job = Job(chosen, model, candidate, truth)

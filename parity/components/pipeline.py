@@ -19,8 +19,8 @@ B H W 3 in 0…1 and ``picture`` B H W 3 uint8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,6 +119,15 @@ class PipelineCase(Case):
         """L."""
         height, width = self.image
         return height // PIXELS_PER_TOKEN * (width // PIXELS_PER_TOKEN)
+
+    def looked_inside(self, steps: Sequence[int]) -> PipelineCase:
+        """The same case with the transformer's checkpoints compared within these steps; -1 is the last.
+
+        Raises:
+            UsageError: there is no such step.
+        """
+        done = self.steps - self.begin
+        return replace(self, inside=tuple(sorted({step + done if step < 0 else step for step in steps})))
 
     def describe(self) -> dict[str, Any]:
         """See `Case.describe`."""
