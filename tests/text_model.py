@@ -1,0 +1,18 @@
+"""A text encoder of two narrow layers with its tokenizer, written in a second."""
+
+from pathlib import Path
+from typing import Any
+
+from reference import synthetic_text
+
+SHAPE: dict[str, Any] = {
+    "width": 128, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate": 192, "mrope_section": (4, 6, 6),
+    "vision": synthetic_text.TINY["vision"] | {"depth": 2, "fullatt_block_indexes": [1], "hidden_size": 32},
+    "shard_bytes": 400_000,
+}  # fmt: skip
+
+
+def write_model(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """``text_encoder``, ``tokenizer`` and ``processor``; the text encoder in several shards."""
+    synthetic_text.write(folder, **SHAPE | changes, seed=seed)
+    return folder
