@@ -61,7 +61,7 @@ class PipelineSession(StagedSession):
             prepared = request_of(state).prepare(self._components)
             return _to_state(prepared) | {"sched.guidance": state["sched.guidance"]}
         if stage == "pipeline.decode":
-            with self._components.use("vae") as vae:
+            with self._components.use("vae_decoder") as vae:
                 return {"image": decode(vae, state["latents"], tuple(state["img_shapes"][0].tolist()))}
         with self._components.use("transformer") as transformer:
             step = int(stage.rpartition(".")[2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from ..weights import load_transformer, mlx_dtype
 LOADERS: dict[str, Callable[[Path, str], Any]] = {
     "text_encoder": load_text_encoder,
     "vision": load_vision,
-    "vae": load_vae,
+    "vae_encoder": partial(load_vae, directions=("encode",)),
+    "vae_decoder": partial(load_vae, directions=("decode",)),
     "transformer": load_transformer,
 }
 

@@ -91,16 +91,18 @@ def encode_picture(components: Components, picture: np.ndarray, posterior_noise:
 
     Args:
         picture: 1 3 H W float32 in -1…1; sizes are multiples of 16.
-        posterior_noise: 1 L C, to sample the VAE's posterior with; its mean without.
+        posterior_noise: 1 L C, to sample the VAE's posterior with, as image-to-image does; without it
+            its mean is taken, as for edits.
     """
     _, rows, columns = token_grid(*picture.shape[2:])
     pixels = mx.array(picture).astype(components.dtype).transpose(0, 2, 3, 1)
-    with components.use("vae") as vae:
+    with components.use("vae_encoder") as vae:
         moments = vae.encode(pixels[:, None])
-        latents = moments.mean
-        if posterior_noise is not None:
+        if posterior_noise is None:
+            latents = vae.normalize(moments.mean, divide=True)
+        else:
             unpacked = unpack(mx.array(posterior_noise).astype(components.dtype), rows, columns)
-            latents = moments.sample(unpacked[:, None])
-        tokens = pack(vae.normalize(latents)[:, 0])
+            latents = vae.normalize(moments.sample(unpacked[:, None]))
+        tokens = pack(latents[:, 0])
         mx.eval(tokens)
     return tokens

@@ -67,7 +67,7 @@ class Pipeline:
         on_stage("denoise")
         latents = self._denoise(prepared, on_step)
         on_stage("decode")
-        with self.components.use("vae") as vae:
+        with self.components.use("vae_decoder") as vae:
             pixels = decode(vae, latents, prepared.grids[0])
             mx.eval(pixels)
         return Result(to_pixels(pixels), np.array(latents.astype(mx.float32)), request.notes)

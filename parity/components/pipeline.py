@@ -13,8 +13,7 @@ After ``pipeline.encode``, for the steps: ``latents`` · ``prompt_embeds`` B S J
 padding, ``prompt_mask`` B S bool · the same with ``negative_`` under guidance · ``sched.guidance`` ·
 ``sched.sigmas`` n + 1 and ``sched.timesteps`` n of the steps that are done · ``img_shapes`` pictures 3
 int, of the picture made first · of edits ``image_latents`` B M C · of inpainting ``image_latents`` and
-``noise`` B L C and ``repaint`` B L C bool. A step replaces ``latents``. After ``pipeline.decode``: ``image``
-B H W 3 in 0…1 and ``picture`` B H W 3 uint8.
+``noise`` B L C and ``repaint`` B L C bool. A step replaces ``latents``. After ``pipeline.decode``: ``image`` B H W 3 in 0…1.
 """
 
 from __future__ import annotations
@@ -244,7 +243,8 @@ def pipeline_graph(
     expected = tuple(name for name in parents if name not in hidden)
     exact = {"sigmas", "timesteps", "prompt_ids", "prompt_mask", "negative_ids", "negative_mask", "mask"}
     shown = {name for name in parents if name.startswith("pipeline.condition.")}
-    return Graph(parents, stage, expected, frozenset(shown | {f"pipeline.{name}" for name in exact} & parents.keys()))
+    equal = frozenset(shown | {f"pipeline.{name}" for name in exact} & parents.keys())
+    return Graph(parents, stage, expected, equal, pictures=("pipeline.image",))
 
 
 def _encode(kind: str, guided: bool, pictures: int) -> Iterator[tuple[str, tuple[str, ...]]]:
