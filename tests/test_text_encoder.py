@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_flatten
-from safetensors.torch import load_file, save_file
-from text_model import SHAPE, write_model
+from safetensors.torch import load_file
+from text_model import SHAPE, rewritten, write_model
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mlx_impl import ops
@@ -23,7 +23,6 @@ from mlx_impl.mrope import grid_positions, rotate, sequence_positions
 from mlx_impl.text_config import TextEncoderConfig
 from mlx_impl.text_encoder import StreamedTextEncoder, TextCheckpoint, load_text_encoder
 
-INDEX = "model.safetensors.index.json"
 # As published with Qwen-Image: every key of the language model twice, inside and outside.
 PUBLISHED = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
@@ -290,18 +289,6 @@ def test_what_would_be_computed_otherwise_is_an_error(form, change, message):
 def test_an_unknown_key_outside_of_the_inner_config_is_an_error_too():
     with pytest.raises(ValueError, match="audio_config"):
         TextEncoderConfig.from_dict(both() | {"audio_config": {}})
-
-
-def rewritten(folder, target, change):
-    """The checkpoint in one file, with `change` made to its tensors."""
-    shutil.copytree(folder / "text_encoder", target / "text_encoder")
-    path, tensors = target / "text_encoder", {}
-    for shard in sorted(path.glob("*.safetensors")):
-        tensors |= load_file(shard)
-        shard.unlink()
-    (path / INDEX).unlink()
-    save_file(change(tensors), path / "model.safetensors")
-    return target
 
 
 def newer(tensors):
