@@ -27,8 +27,8 @@ from .vision_layout import Grid, Segments, check_grids, frames, rotary_table, se
 from .weights import Shards, load_part, mlx_dtype
 
 EPS = 1e-6
-# Attention on the CPU holds all its scores: so many bytes of them at a time.
-SCORES_LIMIT = 256 * 2**20
+# Attention on the CPU passes over its scores a dozen times: so many of them at a time stay in its cache.
+SCORES_LIMIT = 2**20
 
 # As published, and as transformers saves the model where it does not go back to the published names.
 PREFIXES = ("visual", "model.visual")
@@ -326,13 +326,22 @@ def attend_within(q: mx.array, k: mx.array, v: mx.array, within: Segments) -> mx
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """Attention within each row of a batch, B H N d; on the CPU, some queries at a time."""
+    """Attention within each row of a batch, B H N d; on the CPU a few heads, or a few queries of one, at a time."""
     batch, heads, length, width = q.shape
-    at_once = length if not ops.on_cpu() else max(1, SCORES_LIMIT // (4 * batch * heads * length))
-    parts = [
-        ops.attention(q[:, :, start : start + at_once], k, v, None, width**-0.5) for start in range(0, length, at_once)
-    ]
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+    if ops.on_cpu():
+        at_once, queries = max(1, SCORES_LIMIT // length**2), max(1, SCORES_LIMIT // length)
+    else:
+        at_once, queries = batch * heads, length
+    q, k, v = (x.reshape(batch * heads, 1, length, width) for x in (q, k, v))
+    done: list[mx.array] = []
+    for head in range(0, batch * heads, at_once):
+        its = slice(head, head + at_once)
+        for start in range(0, length, queries):
+            some = q[its, :, start : start + queries]
+            # Else MLX works on many of them at once.
+            some = mx.depends(some, done[-1]) if done else some
+            done.append(ops.attention(some, k[its], v[its], None, width**-0.5).reshape(-1, width))
+    return mx.concatenate(done).reshape(batch, heads, length, width)
 
 
 @dataclass(frozen=True)
