@@ -13,7 +13,8 @@ After ``pipeline.encode``, for the steps: ``latents`` · ``prompt_embeds`` B S J
 padding, ``prompt_mask`` B S bool · the same with ``negative_`` under guidance · ``sched.guidance`` ·
 ``sched.sigmas`` n + 1 and ``sched.timesteps`` n of the steps that are done · ``img_shapes`` pictures 3
 int, of the picture made first · of edits ``image_latents`` B M C · of inpainting ``image_latents`` and
-``noise`` B L C and ``repaint`` B L C bool. A step replaces ``latents``. After ``pipeline.decode``: ``image`` B H W 3 in 0…1.
+``noise`` B L C and ``repaint`` B L C bool. A step replaces ``latents``. After ``pipeline.decode``: ``image``
+B H W 3 in 0…1.
 """
 
 from __future__ import annotations
