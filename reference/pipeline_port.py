@@ -102,7 +102,7 @@ class Components:
     ) -> dict[str, torch.Tensor]:
         """See `pipeline.Parts.read`."""
         texts = {
-            f"prompt.{index:02d}": torch.frombuffer(bytearray(prompt.encode()), dtype=torch.uint8)
+            f"prompt.{index:02d}": torch.from_numpy(np.frombuffer(prompt.encode(), np.uint8).copy())
             for index, prompt in enumerate(prompts)
         }
         numbers = {"template": torch.tensor(template), "max_sequence_length": torch.tensor(longest)}
