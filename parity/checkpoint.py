@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,7 +159,7 @@ def _whole(
     if problems:
         summary = f"{problems[0]}{and_more(problems)}{_layout_hint(root, held.shards)}"
         raise WeightsError(f"{root}: this checkpoint cannot be used: {summary}", problems)
-    synthetic = _synthetic(root, held.shards)
+    synthetic = synthetic_preset(root, held.shards)
     return Checkpoint(root, config, tuple(held.shards), held.tensors, synthetic, tuple(warnings))
 
 
@@ -288,8 +288,8 @@ def _tensor_problems(
     ]
 
 
-def _synthetic(root: Path, shards: list[Shard]) -> str | None:
-    """Preset of a generated checkpoint, ``unknown`` where it is marked but not named."""
+def synthetic_preset(root: Path, shards: Iterable[Shard] = ()) -> str | None:
+    """Preset of a generated checkpoint or model, ``unknown`` where it is marked but not named; None for a real one."""
     for shard in shards:
         if SYNTHETIC_KEY in shard.metadata:
             return shard.metadata[SYNTHETIC_KEY] or "unknown"

@@ -41,6 +41,7 @@ class ModelFolder:
         checkpoints: folder -> its inspected weights.
         files: folder -> hash of its small files, for folders without weights.
         pipeline: name of the pipeline's class; None without a ``model_index.json``.
+        synthetic: preset of generated weights; None for real ones.
     """
 
     root: Path
@@ -48,11 +49,7 @@ class ModelFolder:
     checkpoints: Mapping[str, Checkpoint]
     files: Mapping[str, str]
     pipeline: str | None
-
-    @property
-    def synthetic(self) -> str | None:
-        """Preset of generated weights; None for real ones."""
-        return next((one.synthetic for one in self.checkpoints.values() if one.synthetic), None)
+    synthetic: str | None
 
     @property
     def nbytes(self) -> int:
@@ -124,7 +121,8 @@ def inspect(path: Path, folders: Iterable[str] = ("transformer",)) -> ModelFolde
             files[folder] = _hash_of_files(path / folder)
     alone = folders == ("transformer",)
     root = found["transformer"].root if alone else path
-    return ModelFolder(root, configs, found, files, _pipeline_class(path))
+    presets = [checkpoints.synthetic_preset(path), *(one.synthetic for one in found.values())]
+    return ModelFolder(root, configs, found, files, _pipeline_class(path), next(filter(None, presets), None))
 
 
 def _check_there(path: Path, folders: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from parity import result, trace, workers
+from parity import result, run_pictures, trace, workers
 from parity.components import build_graph
 from parity.errors import ResourceError
 from parity.lockstep import Lockstep, StageResult, Unit, iterate
@@ -156,7 +156,9 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
     done = len(lines)
     for stage, after, stage_result in iterate(lockstep, chains, done):
         done += 1
-        folder.stage_done(unit.key, _entry(stage, stage_result), after, done)
+        entry = _entry(stage, stage_result)
+        entry["pictures"] = run_pictures.keep(path, unit.key, stage_result.pictures)
+        folder.stage_done(unit.key, entry, after, done)
         yield "stage", (unit.key, stage)
     folder.unit_done(unit.key)
 
@@ -194,6 +196,7 @@ def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[s
             "graph": unit.case.graph(job.model.configs, detail),
             "inputs": unit.case.describe(),
             "amplification": _amplification(lines) if mode == "accumulated" else None,
+            "pictures": [one for line in lines for one in line["pictures"]] if mode == "accumulated" else [],
             "checkpoints": [row for line in lines for row in line["rows"][mode]],
         }
         yield case

@@ -2,6 +2,7 @@
 
     parity.json            the only truth of a finished run
     trace/<unit>/<side>/   manifest.json and stats.parquet of each side of each unit
+    pictures/<unit>/       what pipelines made, PNG
     plots/, report.html    made from parity.json
     work/                  plan.json, and per unit <unit>.jsonl (one line a stage) and
                            <unit>.state.safetensors (the chains after the last stage); removed
@@ -32,7 +33,7 @@ from parity.errors import OutputExistsError, ResourceError, UsageError
 
 Chains = dict[str, dict[str, np.ndarray]]
 SCHEMA = 2
-OURS = ("parity.json", "report.html", "trace", "plots", "work")
+OURS = ("parity.json", "report.html", "trace", "plots", "pictures", "work")
 
 
 def to_json(value: Any) -> Any:

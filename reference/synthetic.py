@@ -16,7 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from reference import synthetic_text, synthetic_transformer, synthetic_vae
 from reference.calibration import Range
-from reference.presets import Preset
+from reference.presets import FORMAT, SYNTHETIC, Preset
 
 # The scheduler of the published Qwen-Image.
 SCHEDULER: dict[str, Any] = {
@@ -56,4 +56,7 @@ def write(
     FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_config(folder / "scheduler")
     index = {"_class_name": preset.pipeline, "_diffusers_version": version("diffusers"), **COMPONENTS}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / SYNTHETIC).write_text(
+        json.dumps({"schema": 1, "preset": preset.name, "seed": seed, "format": FORMAT}) + "\n"
+    )
     return synthetic_transformer.write(preset, seed, folder, progress)

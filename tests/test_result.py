@@ -200,3 +200,9 @@ def test_rows_carry_the_range_verdict_of_the_candidate():
     assert found[0]["range"] == {"row": "r", "low": -1.2, "high": 1.2, "verdict": "outside", "factor": 7.5}
     assert found[-1]["range"] is None
     assert all(one["range"] is None for one in assemble(case(img_in={"candidate": wide}))["cases"][0]["checkpoints"])
+
+
+def test_a_run_whose_values_all_equal_the_reference_says_so():
+    equal = {name: {"rel_rmse": 0.0, "peak": 0.0} for name in GRAPH.expected}
+    run = assemble(case(**{name.replace(".", "__"): change for name, change in equal.items()}))
+    assert run["sentence"] == f"Parity: all {len(GRAPH.expected)} checkpoints equal the reference's, bit for bit."
