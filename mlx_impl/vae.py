@@ -99,6 +99,12 @@ class Moments(NamedTuple):
     mean: mx.array
     logvar: mx.array
 
+    @classmethod
+    def of(cls, features: mx.array) -> Moments:
+        """From the encoder's B t h w 2z."""
+        mean, logvar = mx.split(features, 2, axis=-1)
+        return cls(mean, mx.clip(logvar, -30, 20))
+
     def sample(self, noise: mx.array) -> mx.array:
         """One draw from it. noise: B t h w z, standard normal."""
         std = mx.exp(0.5 * self.logvar.astype(mx.float32)).astype(self.mean.dtype)
@@ -151,6 +157,10 @@ class AutoencoderKLQwenImage(nn.Module):
             ValueError: another shape, sizes that don't divide, or a number of frames that is not 1 + 4n.
         """
         self.check_pictures(x)
+        return Moments.of(self.features(x))
+
+    def features(self, x: mx.array) -> mx.array:
+        """Both moments of `encode` in one array, B t h w 2z."""
         x = self.encode_in(x)
         for index in range(len(self.encoder.down_blocks)):
             x = self.encode_down(index, x)
@@ -166,6 +176,10 @@ class AutoencoderKLQwenImage(nn.Module):
             ValueError: another shape.
         """
         self.check_latents(z)
+        return mx.clip(self.pixels(z), -1, 1)
+
+    def pixels(self, z: mx.array) -> mx.array:
+        """What `decode` clips."""
         x = self.decode_mid(self.decode_in(z))
         for index in range(len(self.decoder.up_blocks)):
             x = self.decode_up(index, x)
@@ -205,13 +219,12 @@ class AutoencoderKLQwenImage(nn.Module):
         with scope("vae.encode"):
             return self.encoder.mid(x)
 
-    def encode_head(self, x: mx.array) -> Moments:
-        """The encoder's end."""
+    def encode_head(self, x: mx.array) -> mx.array:
+        """The encoder's end: mean and logarithm of the variance, B t h w 2z."""
         with scope("vae.encode"):
-            features = tap("conv_out", self.encoder.head(x))
-            mean, logvar = mx.split(self.quant_conv(features), 2, axis=-1)
-            mean, logvar = tap("mean", mean), tap("logvar", logvar)
-        return Moments(mean, mx.clip(logvar, -30, 20))
+            moments = self.quant_conv(tap("conv_out", self.encoder.head(x)))
+            mean, logvar = mx.split(moments, 2, axis=-1)
+            return mx.concatenate([tap("mean", mean), tap("logvar", logvar)], axis=-1)
 
     def decode_in(self, z: mx.array) -> mx.array:
         """The decoder's first convolutions."""
@@ -230,9 +243,9 @@ class AutoencoderKLQwenImage(nn.Module):
             return self.decoder.up(index, x)
 
     def decode_head(self, x: mx.array) -> mx.array:
-        """The decoder's end, and the clip to -1…1."""
+        """The decoder's end: B T H W 3, not clipped."""
         with scope("vae.decode"):
-            return mx.clip(tap("image", self.decoder.head(x)), -1, 1)
+            return tap("image", self.decoder.head(x))
 
     def check_pictures(self, x: mx.array) -> None:
         """Raise a ValueError where `encode` cannot take this shape."""

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from parity.tap import tap
 
 from .session import StagedSession
-from .vae import AutoencoderKLQwenImage, VaeShards
+from .vae import AutoencoderKLQwenImage, Moments, VaeShards
 from .weights import load_part
 
 
@@ -80,10 +80,13 @@ def _stages(model: AutoencoderKLQwenImage) -> dict[str, Stage]:
     """All stages in order. What a pipeline does with the latents between the two halves is in them too."""
 
     def encode_head(x: mx.array) -> mx.array:
-        return tap("vae.encode.latents", model.normalize(model.encode_head(x).mean))
+        return tap("vae.encode.latents", model.normalize(Moments.of(model.encode_head(x)).mean))
 
     def decode_in(x: mx.array) -> mx.array:
         return model.decode_in(tap("vae.decode.latents", model.denormalize(x)))
+
+    def decode_head(x: mx.array) -> mx.array:
+        return mx.clip(model.decode_head(x), -1, 1)
 
     down = {
         f"vae.encode.down.{i:02d}": Stage((f"encoder.down_blocks.{i}",), "hidden", partial(model.encode_down, i))
@@ -101,7 +104,7 @@ def _stages(model: AutoencoderKLQwenImage) -> dict[str, Stage]:
         "vae.decode.in": Stage(("post_quant_conv", "decoder.conv_in"), "hidden", decode_in),
         "vae.decode.mid": Stage(("decoder.mid_block",), "hidden", model.decode_mid),
         **up,
-        "vae.decode.head": Stage(("decoder.norm_out", "decoder.conv_out"), "sample", model.decode_head),
+        "vae.decode.head": Stage(("decoder.norm_out", "decoder.conv_out"), "sample", decode_head),
     }
 
 
