@@ -22,10 +22,10 @@ CONFIG = {
     "hidden_act": "silu",
 }  # fmt: skip
 
-# Height and width of the pictures, after which they are named: one window or several, none cut, some cut, two pictures.
+# Height and width of the pictures: whole windows, windows cut below and on the right, two pictures, a single token.
 PICTURES = {
     "square": ((224, 224),),
-    "ragged": ((300, 217),),
+    "ragged": ((300, 250),),
     "two": ((140, 252), (84, 112)),
     "one token": ((3, 5),),
 }
