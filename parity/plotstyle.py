@@ -1,4 +1,4 @@
-"""What plots and report share: colours, the excess scale, numbers and names as text, rows by block.
+"""What plots and report share: colours, the excess scale, numbers and names as text, axes.
 
 The colours are Okabe and Ito's, which stay apart for colour-blind readers. The excess scale has
 steps, three below the verdict `match`, two for `suspect`, four above, so that a verdict can be
@@ -16,8 +16,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from parity.names import BLOCK_KINDS, STREAMS, parse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +42,7 @@ class Theme:
     grid: str
     img: str
     txt: str
+    step: str
     reference: str
     documented: str
     bad: str
@@ -53,12 +52,14 @@ class Theme:
 
 LIGHT = Theme(
     page="#ffffff", panel="#ffffff", ink="#1c2430", muted="#5b6673", grid="#e3e7ec",
-    img="#0072b2", txt="#c8660a", reference="#1c2430", documented="#009e73", bad="#c2410c", blank="#eceff2",
+    img="#0072b2", txt="#c8660a", step="#a3457e",
+    reference="#1c2430", documented="#009e73", bad="#c2410c", blank="#eceff2",
     steps=("#eaf3fa", "#c9e1f2", "#94c4e4", "#fbdc8c", "#f2b134", "#e8702a", "#c2410c", "#8a2a06", "#4d1502"),
 )  # fmt: skip
 DARK = Theme(
     page="#12171d", panel="#171d25", ink="#e8edf3", muted="#9fabb8", grid="#2b343f",
-    img="#56b4e9", txt="#f2a65a", reference="#e8edf3", documented="#2fc596", bad="#ff7a45", blank="#232b35",
+    img="#56b4e9", txt="#f2a65a", step="#e294bd",
+    reference="#e8edf3", documented="#2fc596", bad="#ff7a45", blank="#232b35",
     steps=("#17293a", "#1f3f5b", "#2f6390", "#8a6a14", "#c9981f", "#d9541a", "#f4733a", "#ff9f73", "#ffd3bf"),
 )  # fmt: skip
 
@@ -103,31 +104,10 @@ def excess_edges(match: float, suspect: float) -> tuple[float, ...]:
             3 * suspect, 10 * suspect, 100 * suspect)  # fmt: skip
 
 
-def blocks_of(entry: Entry) -> int:
-    """Number of blocks that an entry has rows of; 0 for a component without blocks."""
-    return 1 + max((parts.block for row in entry["checkpoints"] if (parts := parse(row["name"])).stream), default=-1)
-
-
-def grid_of(entry: Entry) -> tuple[dict[tuple[str, str], dict[int, Row]], list[Row], list[Row]]:
-    """Rows by (stream, kind) and block, and the rows made before and after the blocks."""
-    grid: dict[tuple[str, str], dict[int, Row]] = {}
-    before: list[Row] = []
-    after: list[Row] = []
-    for row in entry["checkpoints"]:
-        parts = parse(row["name"])
-        if parts.stream is None:
-            (after if grid else before).append(row)
-        else:
-            grid.setdefault((parts.stream, parts.kind), {})[parts.block] = row
-    order = {kind: i for i, kind in enumerate(BLOCK_KINDS)}
-    ordered = sorted(grid, key=lambda key: (STREAMS.index(key[0]), order.get(key[1], len(order))))
-    return {key: grid[key] for key in ordered}, before, after
-
-
 def points_of(rows: Mapping[int, Row], key: str, side: str | None = None) -> dict[int, float]:
-    """One figure of each row by block, of `side` where given; rows it does not apply to are left out."""
-    found = {block: (row.get(side) or {}).get(key) if side else row.get(key) for block, row in rows.items()}
-    return {block: float(value) for block, value in sorted(found.items()) if value is not None}
+    """One figure of each row by its index, of `side` where given; rows it does not apply to are left out."""
+    found = {index: (row.get(side) or {}).get(key) if side else row.get(key) for index, row in rows.items()}
+    return {index: float(value) for index, value in sorted(found.items()) if value is not None}
 
 
 def excess_of(row: Row) -> float | None:
@@ -184,19 +164,24 @@ def slug(text: str) -> str:
     return f"{plain or 'case'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def page(run: Mapping[str, Any], entry: Entry, colours: Theme, title: str, text: str, mode: bool = True) -> Figure:
-    """An empty figure with a title, the entry it shows, one line of explanation, and what the weights are."""
+def page(run: Mapping[str, Any], colours: Theme, title: str, text: str, *, what: Sequence[str]) -> Figure:
+    """An empty figure with a title, `what` it shows, one line of explanation, and what the weights are."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE)
-    what = [cut(entry["name"], 40), cut(entry["dtype"], 12), *([cut(entry["mode"], 12)] if mode else [])]
     figure.text(0.035, 0.955, title, fontsize=17, fontweight="bold", va="center")
-    figure.text(0.965, 0.955, " · ".join(what), fontsize=12, va="center", ha="right", color=colours.muted)
+    shown = " · ".join(cut(part, 40) for part in what if part)
+    figure.text(0.965, 0.955, shown, fontsize=12, va="center", ha="right", color=colours.muted)
     figure.text(0.035, 0.912, text, fontsize=10.5, va="center", color=colours.muted)
     if run["weights"].get("synthetic"):
         figure.text(0.965, 0.912, "synthetic weights", fontsize=10.5, fontweight="bold", va="center", ha="right",
                     color=colours.bad)  # fmt: skip
     return figure
+
+
+def footnote(figure: Figure, text: str, colours: Theme) -> None:
+    """A line at the bottom: what a figure leaves out."""
+    figure.text(0.035, 0.02, text, fontsize=9, va="center", color=colours.muted, style="italic")
 
 
 def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
@@ -205,18 +190,24 @@ def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
                   columnspacing=1.8, handlelength=1.8)  # fmt: skip
 
 
-def block_axis(ax: Axes, count: int, *, label: bool = True) -> None:
-    """The x axis of a panel over blocks: at most six ticks, the last block among them."""
-    step = next(s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if count <= 6 * s)
-    ticks = [t for t in range(0, count, step) if count - 1 - t >= 0.6 * step or t == count - 1]
-    ax.set_xticks(sorted({*ticks, count - 1}))
-    ax.set_xlim(-0.6, count - 0.4)
+def index_axis(ax: Axes, span: range, unit: str, *, label: bool = True, most: int = 6) -> None:
+    """The x axis of a panel over blocks, layers or steps: about `most` ticks, the first and the last among them."""
+    first, last = span[0], span[-1]
+    step = next(s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if len(span) <= most * s)
+    ticks = [t for t in range(-(-first // step) * step, last + 1, step) if last - t >= 0.6 * step or t == last]
+    ax.set_xticks(sorted({*ticks, last, *([first] if not ticks or ticks[0] - first >= 0.6 * step else [])}))
+    ax.set_xlim(first - 0.6, last + 0.6)
     if label:
-        ax.set_xlabel("block")
+        ax.set_xlabel(unit)
 
 
-def log_axis(ax: Axes, values: Sequence[float], *, pad: float = 2.0) -> None:
-    """A log axis around the finite positive `values`, with plain numbers and at most seven ticks."""
+def log_axis(ax: Axes, values: Sequence[float], *, pad: float = 2.0, along: str = "y") -> None:
+    """A log axis around the finite positive `values`, with plain numbers and at most seven ticks, along x four.
+
+    Args:
+        pad: factor of room at either end.
+        along: ``x`` or ``y``.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     usable = [v for v in values if math.isfinite(v) and v > 0] or [0.1, 10.0]
@@ -224,20 +215,21 @@ def log_axis(ax: Axes, values: Sequence[float], *, pad: float = 2.0) -> None:
     if high / low < 100:
         middle = math.sqrt(low * high)
         low, high = min(low, middle / 10), max(high, middle * 10)
-    ax.set_yscale("log")
-    ax.set_ylim(low, high)
+    (ax.set_xscale if along == "x" else ax.set_yscale)("log")
+    (ax.set_xlim if along == "x" else ax.set_ylim)(low, high)
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-    step = max(1, math.ceil((last - first + 1) / 7))
+    step = max(1, math.ceil((last - first + 1) / (4 if along == "x" else 7)))
     ticks = [10.0**e for e in range(first, last + 1, step)]
-    if last - first < 2:
+    if last - first < 2 and along == "y":
         ticks = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis = ax.xaxis if along == "x" else ax.yaxis
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
 
 
 def log_line(ax: Axes, points: Mapping[int, float], colours: Theme, **style: Any) -> None:
-    """A line over blocks on a log axis whose limits are set, with gaps where there is no point.
+    """A line over an index on a log axis whose limits are set, with gaps where there is no point.
 
     Zeros sit on the lower edge of the panel, crosses for non-finite values at the upper one.
     """
@@ -256,22 +248,28 @@ def mark_nonfinite(ax: Axes, xs: Sequence[float], colours: Theme) -> None:
             clip_on=False)  # fmt: skip
 
 
-def symlog_axis(ax: Axes, values: Iterable[float]) -> None:
-    """A symlog axis around the finite `values`; up to a few tens everything lies in its linear part."""
+def symlog_axis(ax: Axes, values: Iterable[float], *, along: str = "y") -> None:
+    """A symlog axis around the finite `values`; up to a few tens everything lies in its linear part.
+
+    Args:
+        along: ``x`` or ``y``.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     finite = [float(v) for v in values if math.isfinite(v)] or [-1.0, 1.0]
     low, high = min(finite), max(finite)
     largest = max(abs(low), abs(high)) or 1.0
     linear = 1.0 if largest >= 30 else largest * 3
-    ax.set_yscale("symlog", linthresh=linear, linscale=0.5)
+    set_scale, set_limits = (ax.set_xscale, ax.set_xlim) if along == "x" else (ax.set_yscale, ax.set_ylim)
+    axis = ax.xaxis if along == "x" else ax.yaxis
+    set_scale("symlog", linthresh=linear, linscale=0.5)
     if largest < 30:
-        ax.set_ylim(min(low * 1.3, -0.1 * largest), max(high * 1.3, 0.1 * largest))
-        ax.yaxis.set_major_locator(MaxNLocator(4))
+        set_limits(min(low * 1.3, -0.1 * largest), max(high * 1.3, 0.1 * largest))
+        axis.set_major_locator(MaxNLocator(4))
     else:
-        ax.set_ylim(min(low * 2.5, -1.0), max(high * 2.5, 1.0))
+        set_limits(min(low * 2.5, -1.0), max(high * 2.5, 1.0))
         last = math.floor(math.log10(largest * 1.05))
         decades = [10.0**e for e in range(last, 0, -max(1, math.ceil(last / 3)))]
-        ax.yaxis.set_major_locator(FixedLocator([*(-d for d in decades), 0.0, *decades]))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axis.set_major_locator(FixedLocator([*(-d for d in decades), 0.0, *decades]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

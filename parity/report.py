@@ -1,15 +1,14 @@
-"""`report.html`: one offline page, a pure function of a ``parity.json`` dict.
+"""`report.html`: one offline page, a pure function of a ``parity.json`` dict and the run's pictures.
 
-The verdict, counts, sources, cases and settings are plain HTML. The rows travel as columns of
-JSON, gzipped and in base64, and `charts.js` draws the charts and the table from them. Figures in
-the page have five significant digits; those in ``parity.json`` are exact, and its digest is on
-the page. The page's policy forbids every request and every script but its own.
+The verdict, counts, sources, cases, pictures and settings are plain HTML. The rows travel packed
+(`rowpack`), and `charts.js` and the scripts beside it draw the charts and the table from them.
+Figures in the page have five significant digits; those in ``parity.json`` are exact, and its digest
+is on the page. The page's policy forbids every request and every script but its own.
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import math
@@ -22,55 +21,60 @@ import jinja2
 from markupsafe import Markup
 
 from parity.errors import OutputExistsError
-from parity.names import parse
-from parity.plotstyle import blocks_of, excess_edges, excess_of, limits, visible
+from parity.pageimages import metric_rows, shots
+from parity.plotstyle import cut, excess_of, visible
+from parity.rowpack import pack
+from parity.sections import Entry, component_title, group_of, is_exact
 
-STATS = ("min", "max", "mean", "std", "rms", "absmax", "nan", "inf", "headroom")
-MEASURES = ("rel_rmse", "floor", "excess", "peak_excess", "rmse", "max_abs", "cosine", "psnr")
-WORDS = ("name", "stage", "shape", "dtype", "verdict", "reason", "floor_by", "max_at")
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
-DIGITS = {"cosine": 12}
-ASSETS = ("report.css", "charts.js", "table.js")
+ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "table.js")
+# More entries than this stand in a table, a case a line.
+CARDS = 16
 TOKENS = (("image_tokens", "image tokens"), ("text_tokens", "text tokens"))
+STARTS = {"picture": "encode and decode", "latents": "decode"}
 TITLES = {"parity": "Parity", "divergence": "Divergence", "incomplete": "Incomplete"}
 
 
-def render_report(run: Mapping[str, Any], out: Path, *, force: bool) -> Path:
+def render_report(run: Mapping[str, Any], out: Path, *, force: bool, folder: Path | None = None) -> Path:
     """Write the page of a run.
 
     Args:
-        run: a ``parity.json`` of schema 1.
+        run: a ``parity.json`` of schema 2.
         out: the file; its folder is made where it is not there.
         force: replace a file that is there.
+        folder: the run folder, where its pictures are; by default that of `out`.
 
     Raises:
         OutputExistsError: the file is there and `force` is false.
     """
     if out.exists() and not force:
         raise OutputExistsError(f"{out} is already there: choose another file or add --force")
-    page = report_html(run)
+    page = report_html(run, folder or out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8", newline="\n")
     return out
 
 
-def report_html(run: Mapping[str, Any]) -> str:
-    """The page, the same for the same run."""
+def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
+    """The page, the same for the same run and the same pictures in its `folder`."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
     run = spell_out(run)
-    folder = resources.files("parity") / "templates"
-    style, charts, table = ((folder / name).read_text(encoding="utf-8") for name in ASSETS)
-    script = charts + table
+    templates = resources.files("parity") / "templates"
+    style, *scripts = ((templates / name).read_text(encoding="utf-8") for name in ASSETS)
+    script = "".join(scripts)
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"plain": plain, "share": _share}
+    environment.tests["nested"] = lambda value: isinstance(value, Mapping)
+    cards = [card(entry, index) for index, entry in enumerate(run["cases"])]
     return environment.get_template("report.html.j2").render(
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
-        cards=[card(entry) for entry in run["cases"]], sources=source_table(run),
-        first=first_entry(run), data=Markup(pack(run)),
+        cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
+        first=first_entry(run), pictures=spell_out(pictures), data=Markup(pack(run)),
     )  # fmt: skip
 
 
@@ -102,48 +106,105 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def card(entry: Mapping[str, Any]) -> dict[str, Any]:
+def card(entry: Entry, index: int = 0) -> dict[str, Any]:
     """What the page shows of a case entry: verdict, counts, the largest excess and where it is."""
-    known = [(value, row["name"]) for row in entry["checkpoints"] if (value := excess_of(row)) is not None]
+    rows = entry["checkpoints"]
+    known = [(value, row["name"]) for row in rows if (value := excess_of(row)) is not None]
     worst, where = max(known, key=lambda pair: pair[0], default=(None, ""))
-    inputs = entry.get("inputs") or {}
     text = "—" if worst is None else "not finite" if math.isinf(worst) else f"{worst:.3g}"
+    exact = [row for row in rows if is_exact(row)]
+    differ = sum(row["verdict"] == "diverged" for row in exact)
+    if exact and (len(exact) == len(rows) or (differ and worst is not None and math.isinf(worst))):
+        text = f"{differ} differ" if differ else "all equal"
     return {**{key: entry[key] for key in ("name", "mode", "dtype", "verdict", "counts")},
-            "size": " and ".join(f"{plain(inputs[key])} {word}" for key, word in TOKENS if key in inputs),
-            "title": TITLES.get(entry["verdict"], entry["verdict"]), "worst": text, "where": where}  # fmt: skip
+            "index": index, "component": component_title(entry), "size": size_of(entry.get("inputs") or {}),
+            "title": TITLES.get(entry["verdict"], entry["verdict"]), "worst": text, "where": where,
+            "exact": len(exact), "differ": differ, "only_exact": len(exact) == len(rows)}  # fmt: skip
+
+
+def by_component(cards: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+    """Component -> case -> its cards, in order."""
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for one in cards:
+        found.setdefault(one["component"], {}).setdefault(one["name"], []).append(one)
+    return found
+
+
+def size_of(inputs: Mapping[str, Any]) -> str:
+    """What the inputs of a case are, in a few words; of unknown ones nothing is said."""
+    said = [str(inputs["kind"]).replace("_", " ")] if inputs.get("kind") else []
+    if inputs.get("image"):
+        said.append(_pixels(inputs["image"]))
+    tokens = [f"{plain(inputs[key])} {word}" for key, word in TOKENS if key in inputs and not inputs.get("image")]
+    said += [" and ".join(tokens)] if tokens else []
+    for key in ("images", "pictures"):
+        if sizes := inputs.get(key):
+            said.append(f"{len(sizes)} picture{'s' * (len(sizes) > 1)} given, {', '.join(map(_pixels, sizes))}")
+    if prompts := inputs.get("prompts"):
+        said.append(f"prompt “{cut(prompts[0], 40)}”" if len(prompts) == 1 else f"{len(prompts)} prompts")
+    elif inputs.get("batch", 1) > 1:
+        said.append(f"batch of {inputs['batch']}")
+    said += [f"{plain(inputs[key])} steps" for key in ("steps",) if key in inputs]
+    for key in ("guidance", "strength", "template"):
+        if inputs.get(key) is not None:
+            said.append(f"{key} {plain(inputs[key])}")
+    said += [f"{inputs['settings']} settings"] if "settings" in inputs else []
+    said += [STARTS[inputs["start"]]] if inputs.get("start") in STARTS else []
+    if inside := inputs.get("inside"):
+        said.append(f"inside step{'s' * (len(inside) > 1)} {plain(inside)}")
+    return ", ".join(said)
+
+
+def _pixels(size: Sequence[int]) -> str:
+    return " × ".join(map(str, size))
+
+
+def shown_pictures(entry: Entry, folder: Path | None) -> list[dict[str, Any]]:
+    """The pictures of an entry with their figures, for the page."""
+    found = entry.get("pictures") or []
+    return [
+        {
+            "name": entry["name"], "dtype": entry["dtype"],
+            "number": f"picture {picture.get('index', 0) + 1} of {len(found)}" if len(found) > 1 else "",
+            "size": _pixels(picture.get("size") or []), "shots": [vars(shot) for shot in shots(picture, folder)],
+            "metrics": list(metric_rows(picture.get("metrics") or {})),
+        }
+        for picture in found
+    ]  # fmt: skip
 
 
 def source_table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The sources of all entries, those that recur over blocks as one line each, in order."""
+    """The sources of all entries, those that recur over blocks, layers or steps as one line each, in order."""
     found: dict[str, dict[str, Any]] = {}
     for entry in run["cases"]:
         label = f"{entry['name']} · {entry['dtype']} · {entry['mode']}"
         for name in entry["sources"]:
-            group, block = group_of(name)
-            seen = found.setdefault(group, {"blocks": set(), "entries": {}, "first": name})
+            group, indices = group_of(name)
+            seen = found.setdefault(group, {"indices": {}, "entries": {}, "first": name})
             seen["entries"][label] = None
-            if block is not None:
-                seen["blocks"].add(block)
+            for unit, index in indices.items():
+                seen["indices"].setdefault(unit, set()).add(index)
     return [
-        {"group": group, "first": seen["first"], "blocks": spans(seen["blocks"]), "entries": list(seen["entries"])}
+        {
+            "group": group, "first": seen["first"], "entries": list(seen["entries"]),
+            "where": "; ".join(_named(unit, indices) for unit, indices in seen["indices"].items()),
+        }
         for group, seen in found.items()
-    ]
+    ]  # fmt: skip
 
 
-def group_of(name: str) -> tuple[str, int | None]:
-    """``block.07.img.attn`` as ``block.NN.img.attn`` and 7; any other name is its own group."""
-    parts = parse(name)
-    return (name, None) if parts.block is None else (f"block.NN.{parts.stream}.{parts.kind}", parts.block)
+def _named(unit: str, indices: set[int]) -> str:
+    return f"{unit}{'s' * (len(indices) > 1)} {spans(indices)}"
 
 
-def spans(blocks: Iterable[int]) -> str:
-    """Block numbers in short: ``0–6, 9``."""
+def spans(numbers: Iterable[int]) -> str:
+    """Numbers in short: ``0–6, 9``."""
     runs: list[list[int]] = []
-    for block in sorted(blocks):
-        if runs and block == runs[-1][1] + 1:
-            runs[-1][1] = block
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
         else:
-            runs.append([block, block])
+            runs.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
 
 
@@ -158,62 +219,6 @@ def first_entry(run: Mapping[str, Any]) -> int:
         return (entry["name"], entry["mode"], entry["dtype"]) != place, order.get(entry["verdict"], 0)
 
     return min(range(len(run["cases"])), key=rank, default=0)
-
-
-def pack(run: Mapping[str, Any]) -> str:
-    """All rows by column, as base64 of gzip of JSON; `charts.js` holds the reading side.
-
-    A column of words is ``[distinct words, index of each row]``. Numbers have as many digits as
-    the page shows; a figure of the candidate that shows like the reference's is written as "=".
-    """
-    rows = [row for entry in run["cases"] for row in entry["checkpoints"]]
-    columns = {key: _words(_word(row.get(key)) for row in rows) for key in WORDS}
-    columns |= {key: _numbers((row.get(key) for row in rows), DIGITS.get(key, 5)) for key in MEASURES}
-    for key in STATS:
-        reference, candidate = (
-            [_number((row.get(side) or {}).get(key)) for row in rows] for side in ("reference", "candidate")
-        )
-        columns[f"reference.{key}"] = f"[{','.join(reference)}]"
-        same = ('"="' if a == b else b for a, b in zip(reference, candidate, strict=True))
-        columns[f"candidate.{key}"] = f"[{','.join(same)}]"
-    columns["flags"] = _numbers(bool(row.get("source")) + 2 * bool(row.get("propagated")) for row in rows)
-    ranges = [row.get("range") or {} for row in rows]
-    for key in ("row", "verdict"):
-        columns[f"range.{key}"] = _words(item.get(key, "") for item in ranges)
-    for key in ("low", "high", "factor"):
-        columns[f"range.{key}"] = _numbers(item.get(key) for item in ranges)
-    head = {
-        "entries": [{"name": e["name"], "mode": e["mode"], "dtype": e["dtype"], "rows": len(e["checkpoints"]),
-                     "blocks": blocks_of(e)} for e in run["cases"]],
-        "edges": excess_edges(*limits(run)), "limits": limits(run),
-    }  # fmt: skip
-    body = ",".join(f"{json.dumps(key)}:{column}" for key, column in columns.items())
-    text = f'{{"head":{json.dumps(head)},"columns":{{{body}}}}}'
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
-
-
-def _word(value: Any) -> str:
-    """Text of a column of words: an index as ``3, 17``, nothing as an empty text."""
-    return "" if value is None else value if isinstance(value, str) else ", ".join(map(str, value))
-
-
-def _words(values: Iterable[str]) -> str:
-    index: dict[str, int] = {}
-    codes = [index.setdefault(value, len(index)) for value in values]
-    return json.dumps([list(index), codes], separators=(",", ":"))
-
-
-def _numbers(values: Iterable[Any], digits: int = 5) -> str:
-    return f"[{','.join(_number(value, digits) for value in values)}]"
-
-
-def _number(value: Any, digits: int = 5) -> str:
-    """JSON of a figure in few characters."""
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.{digits}g}"
-    if value is None or isinstance(value, str):
-        return json.dumps(value)
-    return str(int(value)) if isinstance(value, int) else json.dumps(str(value))
 
 
 def _share(counts: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:

@@ -1,7 +1,7 @@
 """Seeded `parity.json` dicts for the tests of what renders one (docs/parity-json.md).
 
 The figures have the shape of real runs: a residual that grows from ±2 M to ±46 M, a float32
-error of 1e-7, a bfloat16 error of 1e-2 that grows in accumulated mode.
+error of 1e-7, a bfloat16 error of 1e-2 that grows in accumulated mode and from step to step.
 """
 
 from __future__ import annotations
@@ -9,14 +9,36 @@ from __future__ import annotations
 import copy
 import math
 import random
+from pathlib import Path
 
-from parity.names import Parts, parse, qwen_image_transformer
+import numpy as np
+from PIL import Image
+
+from parity.components.pipeline import pipeline_graph
+from parity.components.scheduler import scheduler_graph
+from parity.components.text import text_graph
+from parity.components.vae import vae_graph
+from parity.components.vision import vision_graph
+from parity.names import Graph, Parts, parse, qwen_image_transformer
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'`&amp;\u202egnp.exe\u2066$x^{2$\x00"
 THRESHOLDS = {"match": 3.0, "suspect": 10.0, "peak_match": 12.0, "peak_suspect": 40.0, "uncertain": 0.3}
 
 BEFORE_ATTENTION = ("mod", "normed", "modulated", "q", "k", "v")
+# Component -> the kind at which `diverged` starts.
+WRONG = {"pipeline": "noise_pred", "scheduler": "sample"}
+INPUTS = {
+    "transformer": {"batch": 1, "image_tokens": 256, "text_tokens": 32, "img_shapes": [[1, 16, 16]], "timestep": [0.9]},
+    "text": {"batch": 2, "prompts": ["a red panda reading a newspaper", ""], "template": "image", "pictures": [],
+             "max_sequence_length": 1024, "positions": "sequence"},
+    "vision": {"images": [[140, 196], [84, 84]]},
+    "vae": {"image": [64, 96], "batch": 1, "start": "picture"},
+    "scheduler": {"batch": 2, "image_tokens": 256, "steps": 8, "settings": "checkpoint", "strength": None},
+    "pipeline": {"kind": "text_to_image", "prompts": ["a red panda reading a newspaper"], "negative": [" "], "batch": 1,
+                 "image": [96, 128], "image_tokens": 48, "steps": 8, "guidance": 4.0, "pictures": [], "strength": None,
+                 "inside": []},
+}  # fmt: skip
 EPSILON = {"float32": 6e-8, "bfloat16": 4e-3, "float16": 5e-4}
 LARGEST = {"float32": 3.4e38, "bfloat16": 3.39e38, "float16": 65504.0}
 # Half-widths of the activations, and the documented rows of the guide.
@@ -31,17 +53,32 @@ DOCUMENTED = {
 }  # fmt: skip
 
 
-def clean(*, blocks=60, level="full", cases=("square",), dtypes=("float32", "bfloat16"), seed=0) -> dict:
+def graph_of(component: str, blocks: int, level: str, steps: int, inside: tuple[int, ...]) -> Graph:
+    """The graph of a component whose repetitions are `blocks`, or `steps`."""
+    if component == "pipeline":
+        return pipeline_graph("text_to_image", blocks, steps, True, 0, level, inside)
+    return {
+        "transformer": lambda: qwen_image_transformer(blocks, level),
+        "text": lambda: text_graph(blocks, level),
+        "vision": lambda: vision_graph(blocks, (blocks - 1,), level),
+        "vae": lambda: vae_graph(8, (1, 2, 4, 4), 2, "picture", level),
+        "scheduler": lambda: scheduler_graph(0, steps, False, level),
+    }[component]()
+
+
+def clean(
+    *, component="transformer", blocks=60, level="full", cases=("square",), dtypes=("float32", "bfloat16"), seed=0,
+    steps=8, inside=(),
+) -> dict:  # fmt: skip
     """A run at parity: every case in every dtype, isolated and accumulated."""
     draw = random.Random(seed)
-    names = qwen_image_transformer(blocks, level)
+    names = graph_of(component, blocks, level, steps, inside)
     entries = [
         {
-            "name": case, "mode": mode, "dtype": dtype, "verdict": "parity", "counts": {}, "sources": [],
-            "inputs": {"batch": 1, "image_tokens": 256, "text_tokens": 32, "img_shapes": [[1, 16, 16]],
-                       "timestep": [0.9], "seed": seed},
+            "name": case, "mode": mode, "dtype": dtype, "component": component, "verdict": "parity", "counts": {},
+            "sources": [], "inputs": INPUTS[component] | {"seed": seed},
             "amplification": {s: draw.uniform(0.8, 1.3) for s in names.stages} if mode == "accumulated" else None,
-            "checkpoints": [_row(draw, n, names.stage[n], blocks, dtype, mode) for n in names.expected],
+            "checkpoints": [_row(draw, n, names, blocks, dtype, mode) for n in names.expected],
         }
         for case in cases for dtype in dtypes for mode in ("isolated", "accumulated")
     ]  # fmt: skip
@@ -61,15 +98,18 @@ def clean(*, blocks=60, level="full", cases=("square",), dtypes=("float32", "bfl
 
 
 def diverged(**options) -> dict:
-    """Attention is wrong in every block from 07 on: a source in each, the rest propagated."""
+    """Attention (of a pipeline, guidance) is wrong from block 07 on: a source in each, the rest propagated."""
     run = clean(**options)
+    wrong = WRONG.get(run["cases"][0]["component"], "attn")
     start = min(7, max(parse(row["name"]).block or 0 for row in run["cases"][0]["checkpoints"]) // 2)
     for case in run["cases"]:
         for row in case["checkpoints"]:
             parts = parse(row["name"])
+            if case["component"] == "vae" and row["name"].startswith("vae.decode.up.01.resnet.00."):
+                _judge(row, row["floor"] * 70, source=row["name"].endswith("norm1"))
             if parts.block is None or parts.block < start or parts.kind in BEFORE_ATTENTION:
                 continue
-            source = parts.kind == "attn"
+            source = parts.kind == wrong
             if not source and case["mode"] == "isolated" and parts.stream == "txt":
                 continue
             factor = 240.0 if source else 45.0 / (1 + 0.1 * (parts.block - start))
@@ -135,6 +175,46 @@ def hostile(**options) -> dict:
     return run
 
 
+def several(**options) -> dict:
+    """A run of cases of every component."""
+    runs = [clean(component=component, cases=(f"{component}-one",), blocks=2, **options) for component in INPUTS]
+    return settle(runs[0] | {"cases": [case for run in runs for case in run["cases"]]})
+
+
+def pictured(folder: Path, *, off: int = 3, size=(96, 128), **options) -> dict:
+    """A run of a pipeline with its pictures as PNG files below `folder`; `off` is the largest difference."""
+    run = clean(component="pipeline", **{"blocks": 2, "level": "kinds", "cases": ("pipeline-plain",)} | options)
+    for case in run["cases"]:
+        if case["mode"] == "accumulated":
+            case["pictures"] = [_picture(folder, f"{case['name']}.{case['dtype']}", size, off)]
+    return settle(run)
+
+
+def _picture(folder: Path, unit: str, size: tuple[int, int], off: int) -> dict:
+    draw = np.random.default_rng(5)
+    y, x = np.mgrid[0 : 1 : size[0] * 1j, 0 : 1 : size[1] * 1j]
+    disc = (y - 0.45) ** 2 + (x - 0.55) ** 2 < 0.06
+    waves = [np.where(disc, 0.85 - 0.3 * c, 0.5 + 0.4 * np.sin(6 * x + 4 * (c - 1) * y + c)) for c in (0, 1, 2)]
+    reference = (np.stack(waves, axis=-1) * 255).round().clip(0, 255).astype(np.uint8)
+    moved = draw.integers(-off, off + 1, reference.shape) * (disc[..., None] & (draw.random(reference.shape) < 0.3))
+    candidate = (reference.astype(int) + moved).clip(0, 255).astype(np.uint8)
+    paths = {}
+    for side, picture in (("reference", reference), ("candidate", candidate)):
+        paths[side] = f"pictures/{unit}/{side}.00.png"
+        (folder / paths[side]).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / paths[side])
+    pair = [reference.astype(float), candidate.astype(float)]
+    rmse = float(np.sqrt(np.mean((pair[0] - pair[1]) ** 2)))
+    metrics = {
+        "rmse": rmse, "max_abs": int(np.abs(pair[0] - pair[1]).max()), "max_at": [0, 0, 0],
+        "reference": {"mean": float(pair[0].mean()), "std": float(pair[0].std())},
+        "candidate": {"mean": float(pair[1].mean()), "std": float(pair[1].std())},
+        "psnr": 20 * math.log10(255 / rmse) if rmse else math.inf,
+        "ssim": 1 - rmse / 100, "flip": rmse / 300,
+    }  # fmt: skip
+    return {"checkpoint": "pipeline.image", "index": 0, "size": list(size), "metrics": metrics} | paths
+
+
 def settle(run: dict) -> dict:
     """Counts, verdicts, the first divergence and the sentence, from the rows."""
     run = copy.deepcopy(run)
@@ -161,8 +241,8 @@ def settle(run: dict) -> dict:
     return run
 
 
-def _row(draw: random.Random, name: str, stage: str, blocks: int, dtype: str, mode: str) -> dict:
-    parts = parse(name)
+def _row(draw: random.Random, name: str, names: Graph, blocks: int, dtype: str, mode: str) -> dict:
+    parts, stage = parse(name), names.stage[name]
     along = (parts.block or 0) / max(blocks - 1, 1)
     width = SCALE.get(parts.kind, 3.0) * draw.uniform(0.9, 1.0)
     if parts.kind == "out":
@@ -170,13 +250,16 @@ def _row(draw: random.Random, name: str, stage: str, blocks: int, dtype: str, mo
     elif parts.kind == "mid" and parts.block:
         width = 1.9e6 * (24 ** (along**0.6)) * 0.8
     floor = EPSILON[dtype] * draw.uniform(0.6, 2.0) * (1 + 4 * along if mode == "accumulated" else 1)
+    if parts.stream == "step":
+        width = 4.0
+        floor = EPSILON[dtype] * draw.uniform(0.9, 1.1) * (1.45**parts.block if mode == "accumulated" else 1)
     error = floor * math.exp(draw.gauss(-0.2, 0.25))
     low, high = -width * draw.uniform(0.75, 1.0), width
     stats = _stats(draw, low, high, dtype)
     near = 1 + error * draw.uniform(-1, 1)
     rmse = error * stats["rms"] * 1.2
     shape = [1, 32 if parts.stream == "txt" else 256, 64] if parts.kind != "mod" else [1, 384]
-    return {
+    row = {
         "name": name, "stage": stage, "shape": shape, "dtype": dtype, "verdict": "match", "source": False,
         "propagated": False, "reason": "", "rel_rmse": error, "floor": floor,
         "floor_by": draw.choice(("rounding", "jitter", "precision:math")), "excess": error / floor,
@@ -184,8 +267,13 @@ def _row(draw: random.Random, name: str, stage: str, blocks: int, dtype: str, mo
         "max_at": [draw.randrange(n) for n in shape], "cosine": 1 - error**2 / 2,
         "psnr": -20 * math.log10(error), "reference": stats,
         "candidate": {k: v if k in ("nan", "inf") else v * near for k, v in stats.items()},
-        "range": _range(parts, blocks, width, low, high),
+        "mismatches": None, "range": _range(parts, blocks, width, low, high) if "img_in" in names.parents else None,
     }  # fmt: skip
+    if name in names.exact:
+        row |= {"floor": 0.0, "floor_by": "exact", "rel_rmse": 0.0, "excess": 0.0, "peak_excess": 0.0, "rmse": 0.0,
+                "max_abs": 0.0, "cosine": 1.0, "psnr": math.inf, "mismatches": 0, "dtype": "int64",
+                "candidate": dict(stats)}  # fmt: skip
+    return row
 
 
 def _stats(draw: random.Random, low: float, high: float, dtype: str) -> dict:
@@ -210,6 +298,11 @@ def _range(parts: Parts, blocks: int, width: float, low: float, high: float) -> 
 
 
 def _judge(row: dict, rel_rmse: float, *, source: bool = False) -> None:
+    if row["floor_by"] == "exact" or row["floor"] == 0:
+        row.update(
+            excess=math.inf, peak_excess=math.inf, mismatches=7, rel_rmse=0.02, verdict="diverged", source=source
+        )
+        return
     excess = rel_rmse / row["floor"]
     verdict = "match" if excess <= 3 else "suspect" if excess <= 10 else "diverged"
     row.update(rel_rmse=rel_rmse, excess=excess, peak_excess=excess * 1.3, verdict=verdict, source=source,

@@ -10,9 +10,14 @@ import pytest
 import sample_run
 from matplotlib.colors import to_rgb
 
+from parity.errorplots import errors_figure, heatmap_figure
 from parity.errors import OutputExistsError, UsageError
-from parity.plots import errors_figure, growth_figure, heatmap_figure, plan, ranges_figure, render_plots
-from parity.plotstyle import LIGHT, excess_edges, excess_of, grid_of, ink_on, short, slug, step_of, visible
+from parity.plots import plan, render_plots
+from parity.plotstyle import LIGHT, excess_edges, excess_of, ink_on, short, slug, step_of, visible
+from parity.rangeplots import growth_figure, ranges_figure
+from parity.sections import main_of, sections
+from parity.sequenceplots import MOST, sequence_figure, spans_figure
+from parity.stepcurve import steps_figure
 
 SMALL = {"blocks": 2, "dtypes": ("float32",)}
 
@@ -27,12 +32,18 @@ def contents(run, folder, **options):
     return {path.name: path.read_bytes() for path in render_plots(run, folder, **options)}
 
 
+def drawn(figure, run, entry=None):
+    """A figure of the main section of an entry, the first one by default."""
+    entry = entry or run["cases"][0]
+    return figure(run, entry, main_of(sections(entry)), LIGHT)
+
+
 def colours_of(axes):
     return {tuple(np.round(pixel, 6)) for image in axes.images for row in image.get_array() for pixel in row}
 
 
 def test_a_set_for_each_entry_with_names_that_tell():
-    assert [f"{name}.png" for name, _, _ in plan(sample_run.clean(**SMALL))] == [
+    assert [f"{name}.png" for name, *_ in plan(sample_run.clean(**SMALL))] == [
         "ranges.square.float32.png", "growth.square.float32.png",
         "errors.square.float32.isolated.png", "heatmap.square.float32.isolated.png",
         "errors.square.float32.accumulated.png", "heatmap.square.float32.accumulated.png",
@@ -41,8 +52,10 @@ def test_a_set_for_each_entry_with_names_that_tell():
 
 def test_ranges_are_of_the_accumulated_entry_and_growth_needs_a_residual():
     run = sample_run.clean(**SMALL)
-    assert {entry["mode"] for name, _, entry in plan(run) if name.startswith(("ranges", "growth"))} == {"accumulated"}
-    kinds = [name.split(".")[0] for name, _, _ in plan(sample_run.clean(**SMALL, level="kinds"))]
+    assert {entry["mode"] for name, _, entry, _ in plan(run) if name.startswith(("ranges", "growth"))} == {
+        "accumulated"
+    }
+    kinds = [name.split(".")[0] for name, *_ in plan(sample_run.clean(**SMALL, level="kinds"))]
     assert "growth" not in kinds
     assert "ranges" in kinds
 
@@ -114,7 +127,7 @@ def test_heatmap_has_the_colours_of_the_verdicts():
     judged = {}
     for kind in ("clean", "diverged"):
         run = getattr(sample_run, kind)(**SMALL)
-        cells = heatmap_figure(run, run["cases"][0], LIGHT).axes[0]
+        cells = drawn(heatmap_figure, run).axes[0]
         judged[kind] = colours_of(cells) & {tuple(np.round(to_rgb(step), 6)) for step in LIGHT.steps[5:]}
     assert not judged["clean"]
     assert judged["diverged"]
@@ -124,7 +137,7 @@ def test_heatmap_hatches_what_was_not_judged():
     hatches = {}
     for kind in ("clean", "incomplete"):
         run = getattr(sample_run, kind)(**SMALL)
-        axes = heatmap_figure(run, run["cases"][0], LIGHT).axes[:2]
+        axes = drawn(heatmap_figure, run).axes[:2]
         hatches[kind] = {patch.get_hatch() for ax in axes for patch in ax.patches} - {None}
     assert hatches == {"clean": set(), "incomplete": {"////", "xxxx", "----"}}
 
@@ -133,7 +146,7 @@ def test_heatmap_hatches_what_was_not_judged():
 def test_values_that_are_not_finite_are_marked(figure):
     def crosses(kind):
         run = getattr(sample_run, kind)(**SMALL)
-        axes = figure(run, run["cases"][0], LIGHT).axes
+        axes = drawn(figure, run).axes
         return sum(len(line.get_xdata()) for ax in axes for line in ax.lines if line.get_marker() == "x")
 
     assert crosses("clean") == 0
@@ -147,7 +160,7 @@ def test_a_missing_block_is_a_gap_in_a_line():
         for row in run["cases"][0]["checkpoints"]
         if row["name"].startswith("block") and row["name"].endswith("txt.out")
     ]
-    (ax,) = growth_figure(run, run["cases"][0], LIGHT).axes
+    (ax,) = drawn(growth_figure, run).axes
     line = next(line for line in ax.lines if len(line.get_xdata()) == 4)
     assert np.isnan(line.get_ydata()).tolist() == [False, True, False, False]
 
@@ -164,14 +177,6 @@ def test_a_divergence_without_a_figure_is_infinite_and_others_have_none():
     assert excess_of({"verdict": "diverged", "excess": "nan"}) == math.inf
     assert excess_of({"verdict": "uncertain", "excess": None}) is None
     assert excess_of({"verdict": "match", "excess": 0.5}) == 0.5
-
-
-def test_rows_are_sorted_by_stream_and_kind_and_split_around_the_blocks():
-    grid, before, after = grid_of(sample_run.clean(**SMALL)["cases"][0])
-    assert list(grid)[:3] == [("img", "mod"), ("img", "normed"), ("img", "modulated")]
-    assert list(grid)[-1] == ("txt", "out")
-    assert [row["name"] for row in after] == ["norm_out.mod", "norm_out", "final"]
-    assert before[0]["name"] == "img_in"
 
 
 @pytest.mark.parametrize(
@@ -196,3 +201,99 @@ def test_marks_that_hide_or_turn_text_are_spelled_out():
 
 def test_ink_can_be_read_on_every_step():
     assert [ink_on(step) for step in ("#ffffff", "#eaf3fa", "#4d1502", "#000000")] == ["#111111"] * 2 + ["#ffffff"] * 2
+
+
+def names_of(run):
+    return [name for name, *_ in plan(run)]
+
+
+def words_of(figure):
+    return " ".join(text.get_text() for text in figure.texts)
+
+
+@pytest.mark.parametrize(
+    ("component", "names"),
+    [
+        ("text", ["ranges.one.float32", "growth.one.float32", "errors.one.float32.accumulated",
+                  "heatmap.one.float32.accumulated"]),
+        ("vae", ["ranges.one.float32.encode", "ranges.one.float32.decode", "errors.one.float32.accumulated.encode",
+                 "errors.one.float32.accumulated.decode"]),
+        ("scheduler", ["ranges.one.float32", "heatmap.one.float32.accumulated"]),
+        ("pipeline", ["ranges.one.float32", "steps.one.float32", "errors.one.float32.accumulated",
+                      "heatmap.one.float32.accumulated"]),
+    ],
+)  # fmt: skip
+def test_a_component_has_the_figures_that_show_something(component, names):
+    assert names_of(one("clean", component=component, cases=("one",))) == names
+
+
+def test_inside_steps_only_the_worst_pass_has_figures_and_they_say_so():
+    run = one("clean", component="pipeline", inside=(1, 6), level="block")
+    row = next(r for r in run["cases"][0]["checkpoints"] if r["name"] == "step.06.uncond.block.01.img.attn")
+    row.update(excess=40.0, verdict="diverged")
+    inner = [(name, draw, entry, section) for name, draw, entry, section in plan(run) if "step-" in name]
+    assert {name.rpartition(".")[2] for name, *_ in inner} == {"step-06-uncond"}
+    for _, draw, entry, section in inner:
+        assert "Of 4 passes inside steps" in words_of(draw(run, entry, section, LIGHT))
+    assert "Without the 4 passes inside steps" in words_of(drawn(errors_figure, run))
+
+
+@pytest.mark.parametrize("component", ["text", "vision", "vae", "scheduler", "pipeline"])
+@pytest.mark.parametrize("kind", ["diverged", "incomplete", "hostile"])
+@pytest.mark.slow
+def test_any_run_of_any_component_is_drawn_without_a_warning(tmp_path, component, kind):
+    run = one(kind, component=component, inside=(1,), cases=("one",))
+    assert render_plots(run, tmp_path, ("svg",))
+
+
+def test_steps_start_where_the_first_of_them_is_done():
+    run = one("clean", component="scheduler")
+    rows = run["cases"][0]["checkpoints"]
+    run["cases"][0]["checkpoints"] = [
+        row for row in rows if not row["name"].startswith("sched.step.0") or row["name"] > "sched.step.05"
+    ]
+    cells = drawn(heatmap_figure, run).axes[0]
+    assert cells.get_xlim() == (4.5, 7.5)
+    assert [text.get_text() for text in cells.texts] == ["="] * 3
+
+
+def test_what_must_be_equal_is_marked_and_counted():
+    figures = [drawn(heatmap_figure, one(kind, component="scheduler")) for kind in ("clean", "diverged")]
+    marks = ["".join(text.get_text() for text in figure.axes[0].texts) for figure in figures]
+    assert marks == ["========", "===≠≠≠≠≠"]
+    assert "12 checkpoints must equal the reference bit for bit: all are." in words_of(figures[0])
+    assert "5 of them differ" in words_of(figures[1])
+
+
+def test_the_step_curve_says_the_factor_and_shows_both_modes():
+    run = sample_run.clean(**SMALL, component="pipeline", level="kinds")
+    figure = drawn(steps_figure, run)
+    assert [ax.get_title().partition(":")[0] for ax in figure.axes] == ["latents", "noise_pred", "cond", "uncond"]
+    factors = [text.get_text() for text in figure.axes[0].texts]
+    assert len(factors) == 2
+    assert f"by a factor of {factors[0][1:]};" in words_of(figure).replace("\n", " ")
+    run["cases"] = run["cases"][1:]
+    figure = drawn(steps_figure, run)
+    assert len(figure.axes[0].texts) == 1
+    assert "no isolated entry" in words_of(figure)
+
+
+@pytest.mark.parametrize("figure", [sequence_figure, spans_figure])
+def test_what_does_not_repeat_has_a_line_each_in_order(figure):
+    run = one("clean", component="vae", level="block")
+    shown = drawn(figure, run)
+    lines = [label.get_text() for ax in shown.axes for label in ax.get_yticklabels() if label.get_text()]
+    assert [f"vae.{line}" for line in lines] == [row["name"] for row in run["cases"][0]["checkpoints"]]
+
+
+def test_more_lines_than_a_page_holds_are_those_with_the_largest_excess():
+    run = one("clean", component="vae")
+    rows = run["cases"][0]["checkpoints"]
+    assert len(rows) > MOST
+    for place in (3, -3):
+        rows[place].update(excess=9.0, verdict="suspect")
+    figure = drawn(sequence_figure, run)
+    lines = [label.get_text() for ax in figure.axes for label in ax.get_yticklabels() if label.get_text()]
+    assert len(lines) == MOST
+    assert {rows[place]["name"].partition(".")[2] for place in (3, -3)} <= set(lines)
+    assert f"{MOST} of {len(rows)} checkpoints" in words_of(figure)

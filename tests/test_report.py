@@ -13,10 +13,20 @@ import pytest
 import sample_run
 
 from parity.errors import OutputExistsError
-from parity.report import first_entry, group_of, plain, render_report, report_html, source_table, spans
+from parity.report import (
+    by_component,
+    card,
+    first_entry,
+    plain,
+    render_report,
+    report_html,
+    size_of,
+    source_table,
+    spans,
+)
 
 SMALL = {"blocks": 2, "dtypes": ("float32",)}
-SCRIPTS = ("charts.js", "table.js")
+SCRIPTS = ("charts.js", "panels.js", "pictures.js", "table.js")
 
 
 class Page(HTMLParser):
@@ -48,12 +58,15 @@ def unpack(source):
 
 
 def assert_nothing_foreign(source):
-    """Only the page's own two scripts, no element or handler from a name, no control or direction marks."""
+    """Only the page's own scripts and pictures, nothing from a name, no control or direction marks."""
     page = Page(source)
     assert page.tags.count("script") == 2
     assert page.tags.count("style") == 1
-    assert not {"img", "iframe", "object", "base", "form-action"} & set(page.tags)
-    assert not [key for key, _ in page.attributes if key.startswith("on") or key in ("src", "style", "srcdoc")]
+    assert not {"iframe", "object", "base", "form-action"} & set(page.tags)
+    assert not [key for key, _ in page.attributes if key.startswith("on") or key in ("style", "srcdoc")]
+    sources = [value for key, value in page.attributes if key == "src"]
+    assert len(sources) == page.tags.count("img")
+    assert all(re.fullmatch("data:image/png;base64,[A-Za-z0-9+/=]+", value) for value in sources)
     assert not re.search("[\x00-\x08\x0b-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069]", source)
 
 
@@ -73,7 +86,9 @@ def test_hostile_text_stays_text():
     assert "</script>" in json.dumps(unpack(source)["columns"]["name"])
 
 
-@pytest.mark.parametrize("raw", ["</script><script>x</script>", "<img alt=''>", "<b onclick=x>", "\u202e", "\x00"])
+@pytest.mark.parametrize(
+    "raw", ["</script><script>x</script>", "<img alt=''>", "<img src=x>", "<b onclick=x>", "\u202e", "\x00"]
+)
 def test_the_check_itself_finds_what_is_not_escaped(raw):
     source = report_html(sample_run.clean(**SMALL)).replace("</main>", raw + "</main>")
     with pytest.raises(AssertionError):
@@ -171,11 +186,16 @@ def test_twelve_entries_fit_into_three_megabytes():
 
 def test_sources_that_recur_are_one_line():
     table = source_table(sample_run.diverged(blocks=20, dtypes=("float32",)))
-    assert [(line["group"], line["blocks"], len(line["entries"])) for line in table] == [
-        ("block.NN.img.attn", "7–19", 2),
-        ("block.NN.txt.attn", "7–19", 2),
+    assert [(line["group"], line["where"], len(line["entries"])) for line in table] == [
+        ("block.NN.img.attn", "blocks 7–19", 2),
+        ("block.NN.txt.attn", "blocks 7–19", 2),
     ]
-    assert group_of("norm_out") == ("norm_out", None)
+    run = sample_run.clean(component="pipeline", blocks=2, inside=(0, 4), dtypes=("float32",))
+    run["cases"][0]["sources"] = ["pipeline.image", *(f"step.0{s}.cond.block.01.img.q" for s in (0, 4))]
+    assert [(line["group"], line["where"]) for line in source_table(run)] == [
+        ("pipeline.image", ""),
+        ("step.NN.cond.block.NN.img.q", "steps 0, 4; block 1"),
+    ]
     assert spans([9, 0, 1, 2, 4]) == "0–2, 4, 9"
 
 
@@ -202,3 +222,144 @@ def test_the_page_opens_with_the_entry_of_the_first_divergence():
 )
 def test_settings_as_text(value, text):
     assert plain(value) == text
+
+
+COMPONENTS = ("transformer", "text", "vision", "vae", "scheduler", "pipeline")
+
+
+def of(component, kind="clean", **options):
+    return getattr(sample_run, kind)(component=component, **SMALL | options)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_has_a_page_that_says_where_each_row_stands(component):
+    run = of(component, "diverged", inside=(0,))
+    source = report_html(run)
+    assert_nothing_foreign(source)
+    data = unpack(source)
+    columns, entries = data["columns"], data["head"]["entries"]
+    assert sum(entry["rows"] for entry in entries) == len(columns["index"])
+    for key in ("stream", "kind", "where"):
+        assert len(columns[key][1]) == len(columns["index"])
+    for entry in entries:
+        repeated = [index for index in columns["index"][: entry["rows"]] if index is not None]
+        sections = entry["sections"]
+        assert len(repeated) > 0 or [part["unit"] for part in sections] == [""]
+        assert all(part["count"] > 0 for part in sections if part["unit"])
+        assert sections[entry["main"]]["prefix"] == ""
+
+
+def test_filters_are_made_of_what_the_rows_hold():
+    columns = unpack(report_html(of("pipeline", inside=(3,))))["columns"]
+    assert set(columns["where"][0]) == {
+        "outside the steps", "steps", "image stream, inside step 03, cond", "text stream, inside step 03, cond",
+        "outside the blocks, inside step 03, cond", "image stream, inside step 03, uncond",
+        "text stream, inside step 03, uncond", "outside the blocks, inside step 03, uncond",
+    }  # fmt: skip
+    template = (resources.files("parity") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    assert '<option value="img"' not in template
+
+
+def test_the_page_says_by_what_factor_an_error_grows():
+    run = of("pipeline", level="kinds")
+    entry = unpack(report_html(run))["head"]["entries"][0]
+    assert re.match(r"Over 8 steps the error of the latents grows from .* by a factor of \d", entry["growth"])
+    assert unpack(report_html(of("text")))["head"]["entries"][0]["growth"] == ""
+
+
+def test_few_entries_are_cards_and_many_a_table():
+    few, many = (
+        Page(report_html(sample_run.several(dtypes=dtypes))) for dtypes in (("float32",), ("float32", "bfloat16"))
+    )
+    for page, table in ((few, False), (many, True)):
+        classes = [value for key, value in page.attributes if key == "class"]
+        assert ("matrix" in classes) == table
+        entries = sorted(int(value) for key, value in page.attributes if key == "data-entry")
+        assert entries == list(range(12 * (1 + table)))
+        assert {"text encoder", "vision tower", "VAE", "scheduler", "pipeline"} <= set(page.text)
+
+
+def test_a_card_says_of_exact_checkpoints_whether_they_are_equal():
+    clean, wrong = (card(of("scheduler", kind)["cases"][0]) for kind in ("clean", "diverged"))
+    assert (clean["worst"], wrong["worst"]) == ("all equal", "5 differ")
+    text = card(of("text")["cases"][0])
+    assert (text["exact"], text["differ"], text["only_exact"]) == (4, 0, False)
+    assert float(text["worst"]) > 0
+    assert list(by_component([clean, text])) == ["scheduler", "text encoder"]
+
+
+@pytest.mark.parametrize(
+    ("component", "text"),
+    [
+        ("transformer", "256 image tokens and 32 text tokens"),
+        ("text", "2 prompts, template image"),
+        ("vision", "2 pictures given, 140 × 196, 84 × 84"),
+        ("vae", "64 × 96, encode and decode"),
+        ("scheduler", "256 image tokens, batch of 2, 8 steps, checkpoint settings"),
+        ("pipeline", "text to image, 96 × 128, prompt “a red panda reading a newspaper”, 8 steps, guidance 4"),
+    ],
+)
+def test_inputs_in_a_few_words(component, text):
+    assert size_of(sample_run.INPUTS[component]) == text
+
+
+def test_inputs_that_are_not_known_are_not_spoken_of():
+    assert size_of({}) == ""
+    assert size_of({"something": 3, "prompts": [], "pictures": [], "strength": None}) == ""
+
+
+def test_pictures_are_in_the_page_with_tabs_and_figures(tmp_path):
+    run = sample_run.pictured(tmp_path, dtypes=("float32",))
+    source = report_html(run, tmp_path)
+    assert_nothing_foreign(source)
+    page = Page(source)
+    assert page.tags.count("img") == 3
+    for side in ("reference", "candidate"):
+        data = (tmp_path / f"pictures/pipeline-plain.float32/{side}.00.png").read_bytes()
+        assert base64.b64encode(data).decode() in source
+    roles = [value for key, value in page.attributes if key == "role"]
+    assert (roles.count("tablist"), roles.count("tab")) == (1, 4)
+    ids = {value for key, value in page.attributes if key == "id"}
+    assert {value for key, value in page.attributes if key in ("aria-controls", "aria-labelledby")} <= ids
+    text = "".join(page.text)
+    assert "Difference × 50" in text
+    assert "RMSE, 0–255" in text
+    assert f"{run['cases'][1]['pictures'][0]['metrics']['rmse']:.2f}" in text
+
+
+def test_a_page_with_pictures_is_the_same_each_time_and_another_when_a_picture_is(tmp_path):
+    run = sample_run.pictured(tmp_path, dtypes=("float32",))
+    first = report_html(run, tmp_path)
+    assert first == report_html(copy.deepcopy(run), tmp_path)
+    sample_run.pictured(tmp_path, dtypes=("float32",), off=9)
+    assert first != report_html(run, tmp_path)
+
+
+def test_pictures_that_are_not_there_are_said(tmp_path):
+    run = sample_run.pictured(tmp_path, dtypes=("float32",))
+    (tmp_path / "pictures/pipeline-plain.float32/candidate.00.png").unlink()
+    page = Page(report_html(run, tmp_path))
+    assert page.tags.count("img") == 1
+    text = "".join(page.text)
+    assert "pictures/pipeline-plain.float32/candidate.00.png is not in the run folder." in text
+    assert "It needs both pictures." in text
+    text = "".join(Page(report_html(run)).text)
+    assert text.count("made without its run folder") == 2
+
+
+def test_the_run_folder_is_that_of_the_page(tmp_path):
+    run = sample_run.pictured(tmp_path, dtypes=("float32",))
+    page = render_report(run, tmp_path / "report.html", force=False)
+    assert Page(page.read_text(encoding="utf-8")).tags.count("img") == 3
+    elsewhere = render_report(run, tmp_path / "sent" / "report.html", force=False, folder=tmp_path)
+    assert elsewhere.read_bytes() == page.read_bytes()
+
+
+def test_hostile_text_in_pictures_stays_text(tmp_path):
+    run = sample_run.pictured(tmp_path, dtypes=("float32",))
+    case = run["cases"][1]
+    case["name"] += sample_run.HOSTILE
+    case["pictures"].append({"index": 0, "size": [], "reference": sample_run.HOSTILE, "candidate": None, "metrics": {}})
+    case["inputs"]["prompts"] = [sample_run.HOSTILE]
+    case["component"] = sample_run.HOSTILE
+    assert_nothing_foreign(report_html(run, tmp_path))

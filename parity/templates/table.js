@@ -14,15 +14,15 @@ const rangeText = (range) => (range ? `${short(number(range.low))} … ${short(n
 
 function start(data) {
   const byId = (id) => document.getElementById(id), form = byId("filters"), table = byId("rows"), pager = byId("pager");
-  const state = { entry: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [], first: "" };
+  const state = { entry: 0, part: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [] };
 
   function matches(row, want) {
     const text = want.search.trim().toLowerCase();
     // block.NN stands for any block, as in the table of sources.
-    const hay = [row.name, row.name.replace(/^block\.\d+/, "block.NN"), row.reason].join("\n").toLowerCase();
+    const hay = [row.name, row.name.replace(/(^|\.)(block|layer|step)\.\d+(?=\.)/g, "$1$2.NN"), row.reason].join("\n").toLowerCase();
     return (!text || hay.includes(text)) && (want.verdict === "" || (want.verdict === "!match" ? row.verdict !== "match" : want.verdict === "source" ? row.source : row.verdict === want.verdict))
-      && (want.stream === "" || (row.stream || "none") === want.stream) && (want.block === "" || row.block === Number(want.block))
-      && ["name", "dtype", "mode"].every((key) => want[key] === "" || row.entry[key] === want[key]);
+      && (want.where === "" || row.where === want.where) && (want.index === "" || row.index === Number(want.index))
+      && (want.component === "" || row.entry.component === want.component) && ["name", "dtype", "mode"].every((key) => want[key] === "" || row.entry[key] === want[key]);
   }
 
   function refresh() {
@@ -98,21 +98,29 @@ function start(data) {
   }
 
   function draw() {
-    const entry = data.entries[state.entry], rows = data.rows.slice(entry.start, entry.start + entry.rows), select = byId("kind");
-    const kinds = [...new Set(rows.filter((row) => row.stream).map((row) => row.kind))], source = rows.find((row) => row.source && row.stream);
-    if (!kinds.includes(state.kind)) state.kind = source ? source.kind : kinds.includes("out") ? "out" : kinds[0] || "";
+    const entry = data.entries[state.entry], section = entry.sections[state.part], select = byId("kind");
+    const rows = data.rows.slice(entry.start, entry.start + entry.rows).filter((row) => row.section === state.part);
+    const repeated = rows.filter((row) => row.repeats), kinds = [...new Set(repeated.map((row) => row.kind))], source = repeated.find((row) => row.source);
+    if (!kinds.includes(state.kind)) state.kind = source ? source.kind : ["out", "latents"].find((kind) => kinds.includes(kind)) || kinds[0] || "";
     select.replaceChildren(...kinds.map((kind) => make("option", {}, null, kind)));
     select.value = state.kind;
     byId("kindname").textContent = state.kind;
-    byId("shown").textContent = `${entry.name} · ${entry.dtype} · ${entry.mode}`;
-    drawHeatmap(data, rows, entry, openRow);
-    drawExcess(data, rows, entry);
-    drawGrowth(rows, entry);
-    drawKind(rows, entry, state.kind);
+    byId("shown").textContent = `${entry.component} · ${entry.name} · ${entry.dtype} · ${entry.mode}`;
+    drawSection(data, entry, section, rows, state.kind, openRow);
+  }
+
+  function offerParts(entry) {
+    const source = data.rows.slice(entry.start, entry.start + entry.rows).find((row) => row.source);
+    state.part = source ? source.section : entry.main;
+    const options = entry.sections.map(({ title }, value) => make("option", { value }, null, title));
+    byId("part").replaceChildren(...options);
+    byId("part").value = String(state.part);
+    byId("part").closest("label").hidden = entry.sections.length < 2;
   }
 
   function choose(which, filter) {
     state.entry = which;
+    offerParts(data.entries[which]);
     document.querySelectorAll(".card").forEach((card) => card.setAttribute("aria-pressed", String(Number(card.dataset.entry) === which)));
     if (filter) { setFilters(entryFilter(which)); refresh(); }
     draw();
@@ -124,7 +132,12 @@ function start(data) {
     make("span", { "aria-hidden": "true" }, button);
     button.onclick = () => { Object.assign(state, { down: state.sort === k ? !state.down : k > 0, sort: k, page: 0 }); refresh(); };
   });
-  for (const key of ["name", "dtype", "mode"]) for (const value of new Set(data.entries.map((entry) => entry[key]))) make("option", { value }, form.elements[key], value);
+  const offer = (key, values) => {
+    for (const value of new Set(values)) make("option", { value }, form.elements[key], value);
+    form.elements[key].closest("label").hidden = form.elements[key].options.length < 3;
+  };
+  for (const key of ["component", "name", "dtype", "mode"]) offer(key, data.entries.map((entry) => entry[key]));
+  offer("where", data.rows.map((row) => row.where));
   form.oninput = () => { state.page = 0; refresh(); };
   form.onsubmit = (event) => event.preventDefault();
   form.onreset = () => setTimeout(() => { state.page = 0; refresh(); });
@@ -139,6 +152,7 @@ function start(data) {
     const next = step && all[all.indexOf(event.target) + step];
     if (next) { event.preventDefault(); next.focus(); }
   };
+  byId("part").onchange = (event) => { state.part = Number(event.target.value); draw(); };
   byId("kind").onchange = (event) => { state.kind = event.target.value; draw(); };
   document.querySelectorAll(".card").forEach((card) => { card.onclick = () => choose(Number(card.dataset.entry), true); });
   document.querySelectorAll(".jump").forEach((link) => { link.onclick = (event) => {
