@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from parity.pageimages import figure
 from parity.run import Progress as Tell
+from parity.sections import component_title, group_of, is_exact
 
 STYLE = {"parity": "bold green", "divergence": "bold red", "incomplete": "bold yellow"}
 SOURCES_SHOWN = 6
+# Letters of a case's name beside two spaces between columns, in 80 columns.
+ROOM = 14
 
 
 @contextmanager
@@ -33,19 +37,26 @@ def progress(console: Console) -> Iterator[Tell]:
 
 
 def figures(case: Mapping[str, Any]) -> dict[str, str]:
-    """One line of the table: what was compared, how good it is."""
+    """One line of the table: what was compared, how good it is.
+
+    What must be equal bit for bit has neither floor nor excess: it is counted where it differs, and
+    stands alone where there is nothing else.
+    """
     counts = case["counts"]
     judged = [row for row in case["checkpoints"] if row["excess"] is not None]
-    excesses = [row["excess"] for row in judged]
+    excesses = [row["excess"] for row in judged if not is_exact(row)]
     floors = [row["floor"] for row in judged if row["floor"] > 0]
+    exact = [row for row in judged if is_exact(row)]
+    differ = sum(row["verdict"] == "diverged" for row in exact)
+    worst = f"{differ} differ" if differ else _short(max(excesses)) if excesses else "equal" if exact else "–"
     return {
         "case": case["name"],
         "dtype": case["dtype"],
         "mode": case["mode"],
         "compared": f"{counts['compared']}/{counts['expected']}",
-        "floor": f"{median(floors):.1e}" if floors else "–",
+        "floor": f"{median(floors):.1e}" if floors else "exact" if exact else "–",
         "median": _short(median(excesses)) if excesses else "–",
-        "worst": _short(max(excesses)) if excesses else "–",
+        "worst": worst,
         "verdict": case["verdict"],
     }
 
@@ -57,24 +68,80 @@ def _short(excess: float) -> str:
 def print_table(run: Mapping[str, Any]) -> None:
     """Print the result of a run to stdout, at most 80 columns wide in a narrow terminal."""
     out = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for name in ("case", "dtype", "mode"):
-        table.add_column(name)
-    for name in ("compared", "floor", "median", "worst"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    for case in run["cases"]:
-        cells = list(figures(case).values())
-        table.add_row(*(Text(cell) for cell in cells[:-1]), Text(cells[-1], STYLE[case["verdict"]]))
     if run["weights"]["synthetic"]:
         out.print(Text(f"Synthetic weights ({run['weights']['preset']}): random numbers, calibrated.", "yellow"))
-    out.print(table)
-    out.print(Text("floor: the reference's own rounding noise, median relative RMSE", "dim"))
-    out.print(Text("median, worst: the candidate's error in units of that floor; up to 3 is a match", "dim"))
+    out.print(_cases_table(run["cases"]))
+    for line in legend(run["cases"]):
+        out.print(Text(line, "dim"))
+    pictures = pictures_of(run)
+    if pictures:
+        out.print()
+        out.print(_pictures_table(pictures))
+        out.print(Text("pictures on 0–255, mean and std of reference → candidate; FLIP and SSIM on 0–1", "dim"))
     out.print()
     for line in source_lines(run["cases"]):
         out.print(Text(line, "red"))
     out.print(Text(run["sentence"], STYLE[run["verdict"]]))
+
+
+def _cases_table(cases: Sequence[Mapping[str, Any]]) -> Table:
+    """A line an entry; where there are several components, each below its name."""
+    # Long names leave room for one space between columns only.
+    tight = max((cell_len(case["name"]) for case in cases), default=0) > ROOM
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0) if tight else (0, 1))
+    for name in ("case", "dtype", "mode"):
+        table.add_column(name, overflow="fold")
+    for name in ("compared", "floor", "median", "worst"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    components = list(dict.fromkeys(map(component_title, cases)))
+    for component in components:
+        if len(components) > 1:
+            table.add_row(Text(component, "bold"))
+        for case in cases:
+            if component_title(case) == component:
+                cells = list(figures(case).values())
+                table.add_row(*(Text(cell) for cell in cells[:-1]), Text(cells[-1], STYLE[case["verdict"]]))
+    return table
+
+
+def legend(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the columns mean, of those that have something in them."""
+    rows = [row for case in cases for row in case["checkpoints"]]
+    said = []
+    if not all(map(is_exact, rows)):
+        said.append("floor: the reference's own rounding noise, median relative RMSE")
+        said.append("median, worst: the candidate's error in units of that floor; up to 3 is a match")
+    if any(map(is_exact, rows)):
+        said.append("exact: must be equal bit for bit; worst: equal, or how many of them differ")
+    return said
+
+
+def pictures_of(run: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The end-to-end table: one line a picture, figures as text."""
+    found = []
+    for case in run["cases"]:
+        pictures = case.get("pictures") or []
+        for picture in pictures:
+            metrics = picture["metrics"]
+            sides = [metrics.get(side) or {} for side in ("reference", "candidate")]
+            number = f" {picture['index'] + 1}" if len(pictures) > 1 else ""
+            line = {"picture": case["name"] + number, "dtype": case["dtype"], "RMSE": figure(metrics.get("rmse"), 2)}
+            line["max"] = figure(metrics.get("max_abs"), 0)
+            line |= {part: "→".join(figure(side.get(part), 2) for side in sides) for part in ("mean", "std")}
+            digits = {"PSNR": 1, "SSIM": 4, "FLIP": 4}
+            found.append(line | {name: figure(metrics.get(name.lower()), most) for name, most in digits.items()})
+    return found
+
+
+def _pictures_table(lines: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for name in lines[0]:
+        words = name in ("picture", "dtype")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line.values()))
+    return table
 
 
 def source_lines(cases: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -90,15 +157,24 @@ def source_lines(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def gather(names: Sequence[str]) -> list[str]:
-    """``block.00.img.mod, block.01.img.mod, …`` as ``block.00.img.mod (and in 59 more blocks)``."""
-    kinds: dict[str, list[str]] = {}
+    """``block.00.img.mod, block.01.img.mod, …`` as ``block.00.img.mod (and in 59 more blocks)``.
+
+    Layers and steps are folded alike; where several indices run, all places are counted.
+    """
+    groups: dict[str, list[tuple[str, dict[str, int]]]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"^block\.\d+\.", "block.*.", name), []).append(name)
-    return [found[0] + _in_more(len(found) - 1) for found in kinds.values()]
+        group, indices = group_of(name)
+        groups.setdefault(group, []).append((name, indices))
+    return [found[0][0] + _in_more([indices for _, indices in found]) for found in groups.values()]
 
 
-def _in_more(blocks: int) -> str:
-    return "" if blocks == 0 else f" (and in {blocks} more block{'s' if blocks > 1 else ''})"
+def _in_more(places: Sequence[Mapping[str, int]]) -> str:
+    more = len(places) - 1
+    if not more:
+        return ""
+    running = [unit for unit in places[0] if len({indices[unit] for indices in places}) > 1]
+    unit = running[0] if len(running) == 1 else "place"
+    return f" (and {'at' if unit == 'place' else 'in'} {more} more {unit}{'s' if more > 1 else ''})"
 
 
 def markdown(run: Mapping[str, Any]) -> str:
@@ -106,8 +182,15 @@ def markdown(run: Mapping[str, Any]) -> str:
     lines = [f"**{run['sentence']}**", ""]
     if run["weights"]["synthetic"]:
         lines += [f"Synthetic weights: `{run['weights']['preset']}`.", ""]
-    rows = [figures(case) for case in run["cases"]]
-    lines += ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.values()) + " |" for row in rows]
+    several = len(set(map(component_title, run["cases"]))) > 1
+    lines += _rows([({"component": component_title(case)} if several else {}) | figures(case) for case in run["cases"]])
+    if pictures := pictures_of(run):
+        lines += ["", "Pictures, on 0–255; mean and std of reference → candidate:", "", *_rows(pictures)]
     sources = source_lines(run["cases"])
     return "\n".join([*lines, *([""] if sources else []), *(f"- `{line}`" for line in sources)])
+
+
+def _rows(lines: Sequence[Mapping[str, str]]) -> list[str]:
+    """A Markdown table; a bar in a name does not open a cell."""
+    head = ["| " + " | ".join(lines[0]) + " |", "|" + "---|" * len(lines[0])]
+    return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in line.values()) + " |" for line in lines]
