@@ -72,6 +72,21 @@ def test_levels_of_the_graph():
             text_graph(*wrong)
 
 
+def test_what_is_computed_from_what():
+    graph = text_graph(2)
+    here, before = "text.layer.01", "text.layer.00.out"
+    parents = {name.removeprefix(f"{here}."): graph.parents[name] for name in graph.parents if here in name}
+    assert parents == {
+        "normed": (before,), "q": (f"{here}.normed", "text.rope"), "k": (f"{here}.normed", "text.rope"),
+        "v": (f"{here}.normed",), "attn": (f"{here}.q", f"{here}.k", f"{here}.v", "text.mask"),
+        "mid": (before, f"{here}.attn"), "normed2": (f"{here}.mid",), "gated": (f"{here}.normed2",),
+        "ffn": (f"{here}.gated",), "out": (f"{here}.mid", f"{here}.ffn"),
+    }  # fmt: skip
+    assert graph.parents["text.layer.00.normed"] == ("text.embed",)
+    assert graph.parents["text.norm"] == (f"{here}.out",)
+    assert graph.stages == ("text.tokens", "text.embed", "text.layer.00", "text.layer.01", "text.norm")
+
+
 def test_the_component_is_registered():
     assert case_class("text") is TextCase
     assert build_graph(case().graph({"text_encoder": CONFIG}, "block")) == text_graph(2, "block")

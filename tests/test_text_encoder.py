@@ -239,6 +239,14 @@ def test_each_form_of_the_config_is_read_as_transformers_reads_it(form):
     assert ours.rope_theta == 1e6
 
 
+@pytest.mark.parametrize("where", ["rope_theta", "rope_parameters", "rope_scaling"])
+def test_theta_is_found_where_it_is_written(where):
+    config = {key: value for key, value in PUBLISHED.items() if not key.startswith("rope")}
+    config |= {where: 5e5 if where == "rope_theta" else {"rope_type": "default", "rope_theta": 5e5}}
+    theirs = Qwen2_5_VLConfig.from_dict(dict(config)).text_config.rope_parameters["rope_theta"]
+    assert TextEncoderConfig.from_dict(config).rope_theta == theirs == 5e5
+
+
 def test_a_written_config_is_read(folder):
     config = TextEncoderConfig.from_folder(folder / "text_encoder")
     assert (config.hidden_size, config.mrope_section, config.rms_norm_eps) == (128, (4, 6, 6), 1e-6)

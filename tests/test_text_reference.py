@@ -1,5 +1,8 @@
 """The instrumented text encoder is diffusers' pipelines and transformers' model: bit-equal, every name, every stage."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +83,19 @@ def test_stages_equal_the_pipeline_bit_for_bit(folder, model, prompts, longest):
             list(prompts), device="cpu", max_sequence_length=longest
         )
     state, _ = staged(folder, start(model, folder, prompts, "image", max_sequence_length=longest))
+    check(state, *expected)
+
+
+def test_stages_equal_the_pipeline_with_padding_on_the_left(folder, model, tmp_path):
+    """Only there can a token look at padding: behind a prompt the causal mask hides it."""
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(folder / name, tmp_path / name)
+    path = tmp_path / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    with torch.no_grad():
+        expected = pipeline(QwenImagePipeline, tmp_path, model).encode_prompt(list(PROMPTS), device="cpu")
+    state, found = staged(tmp_path, start(model, tmp_path, PROMPTS, "image"), want=["text.mask"])
+    assert not found["text.mask"][:, 0].all()
     check(state, *expected)
 
 
