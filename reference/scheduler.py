@@ -48,10 +48,12 @@ class WideScheduler(FlowMatchEulerDiscreteScheduler):
 
     # Pipelines look at the signature for whether levels of their own may be given.
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None) -> None:
+        """As diffusers'; the levels are widened afterwards."""
         super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
         self.sigmas = self.sigmas.double()
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers', in float64."""
         with _StaysWide():
             return super().step(*args, **kwargs)
 

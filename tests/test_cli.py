@@ -21,7 +21,7 @@ from parity.reporters import text
 from parity.verdict import exit_code
 
 WIDTH = 80
-COMMANDS = ("bench", "doctor", "plot", "ranges", "report", "run", "synth")
+COMMANDS = ("bench", "doctor", "generate", "plot", "ranges", "report", "run", "synth")
 BELOW = {"ranges": ("check", "record", "show"), "bench": ("capture", "clean", "forward", "sensitivity")}
 PATHS = [(), *((c,) for c in COMMANDS), *((c, one) for c, ones in BELOW.items() for one in ones)]
 KINDS = ("clean", "diverged", "incomplete")
@@ -98,7 +98,9 @@ def test_help_has_a_word_for_every_parameter(capsys, path):
     command = getattr(__import__(f"parity.commands.{path[0]}", fromlist=["x"]), path[-1])
     for name in inspect.signature(command).parameters:
         shown = re.search(
-            rf"^│ (?:\*\s+)?\s*(?:--{name}|{name.upper()})\b(?: [A-Z]+(?:\.\.\.)?)?\s+(\S.*?)│$", page, re.M
+            rf"^│ (?:\*\s+)?\s*(?:--{name.replace('_', '-')}|{name.upper()})\b(?: [A-Z]+(?:\.\.\.)?)?\s+(\S.*?)│$",
+            page,
+            re.M,
         )
         assert shown, name
         assert not shown[1].startswith("["), f"{name} has no help but its choices"

@@ -24,14 +24,16 @@ class Result:
     """What a request gave.
 
     Attributes:
-        images: B H W 3 uint8.
+        images: B H W 3 uint8, of the request's size (where a part was cropped out, the whole picture's).
         latents: B L C float32, what they were decoded from.
         notes: what the user should be told; those of the request.
+        peak_bytes: most memory that arrays, weights among them, took at once.
     """
 
     images: np.ndarray
     latents: np.ndarray
     notes: tuple[str, ...]
+    peak_bytes: int
 
 
 class Pipeline:
@@ -62,6 +64,7 @@ class Pipeline:
             ValueError: the components do not fit one another or the request.
         """
         self.components.check(request.folders)
+        mx.reset_peak_memory()
         on_stage("prepare")
         prepared = request.prepare(self.components)
         on_stage("denoise")
@@ -70,7 +73,8 @@ class Pipeline:
         with self.components.use("vae_decoder") as vae:
             pixels = decode(vae, latents, prepared.grids[0])
             mx.eval(pixels)
-        return Result(to_pixels(pixels), np.array(latents.astype(mx.float32)), request.notes)
+        images, wide = request.finish(to_pixels(pixels)), np.array(latents.astype(mx.float32))
+        return Result(images, wide, request.notes, mx.get_peak_memory())
 
     def _denoise(self, prepared: Prepared, on_step: Callable[[int, int], None]) -> mx.array:
         steps, latents = len(prepared.timesteps), prepared.latents

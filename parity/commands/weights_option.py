@@ -12,24 +12,31 @@ from parity import model_folder
 SYNTHETIC = "synthetic:"
 
 
+def find_model(weights: str) -> Path:
+    """The folder that ``--weights`` means.
+
+    Args:
+        weights: a model's folder, or ``synthetic:PRESET``, made on first use.
+    """
+    if not weights.startswith(SYNTHETIC):
+        return Path(weights)
+    from parity.commands.synth import ensure
+
+    return ensure(weights.removeprefix(SYNTHETIC))
+
+
 def open_model(weights: str, folders: Iterable[str], err: Console) -> model_folder.ModelFolder:
     """The model that was asked for, every tensor of it looked at.
 
     Args:
-        weights: a model's folder, or ``synthetic:PRESET``, made on first use.
+        weights: as for `find_model`.
         folders: the components that are needed.
         err: where progress and remarks go.
 
     Raises:
         WeightsError: it is not there, is damaged, or holds values that are not finite.
     """
-    if weights.startswith(SYNTHETIC):
-        from parity.commands.synth import ensure
-
-        folder = ensure(weights.removeprefix(SYNTHETIC))
-    else:
-        folder = Path(weights)
-    found = model_folder.inspect(folder, folders)
+    found = model_folder.inspect(find_model(weights), folders)
     with err.status(f"checking {found.nbytes / 2**20:,.0f} MiB of weights"):
         zero = found.check_finite()
     remarks = list(found.warnings)
