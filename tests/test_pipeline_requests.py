@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_impl.pipelines import KINDS, Edit, EditPlus, ImageToImage, Inpaint, TextToImage, open_pipeline
+from mlx_impl.pipelines.decoding import to_pixels
 from mlx_impl.pipelines.latents import noise, pack, unpack
 
 PICTURE = np.zeros((48, 64, 3), np.uint8)
@@ -51,6 +52,8 @@ def test_every_pipeline_refuses_what_makes_no_picture(kind, fields, said):
         (ImageToImage, {"picture": "cat.png"}, "picture: .* found None of str"),
         (Inpaint, {"picture": PICTURE, "mask": MASK[1:]}, r"mask of \(47, 64\) pixels for a picture of \(48, 64\)"),
         (Inpaint, {"picture": PICTURE, "mask": PICTURE}, r"mask: expected height width of uint8"),
+        (Inpaint, {"picture": PICTURE, "mask": MASK, "crop_padding": 8}, "the mask is black everywhere"),
+        (Inpaint, {"picture": PICTURE, "mask": MASK + 1, "crop_padding": -1}, "crop_padding is -1"),
         (Edit, {"pictures": ()}, "0 pictures to edit, expected one"),
         (Edit, {"pictures": (PICTURE, PICTURE)}, "2 pictures to edit, expected one"),
         (Edit, {"pictures": (PICTURE,), "prompts": ("a", "b")}, "2 prompts: pictures are edited one at a time"),
@@ -100,6 +103,13 @@ def test_a_folder_without_components_is_named(tmp_path):
         open_pipeline(tmp_path).run(TextToImage(prompts=("a",)))
     with pytest.raises(ValueError, match="float8"):
         open_pipeline(tmp_path, "float8")
+
+
+def test_a_picture_that_is_no_number_is_not_made():
+    pixels = mx.array([0.0, 0.5, 1.0])
+    assert to_pixels(pixels).tolist() == [0, 128, 255]
+    with pytest.raises(FloatingPointError, match="1 of 3 values"):
+        to_pixels(mx.where(pixels == 0.5, mx.nan, pixels))
 
 
 def test_packing_is_the_reference_s_and_undone_by_unpacking():

@@ -56,6 +56,8 @@ class Components:
     def use(self, name: str) -> Iterator[Any]:
         """One of `LOADERS` with its weights in memory."""
         if name not in self._loaded:
+            # Only now has the component before this one let go of its arrays.
+            mx.clear_cache()
             self._loaded[name] = LOADERS[name](self.root, self._dtype_name)
         try:
             yield self._loaded[name]

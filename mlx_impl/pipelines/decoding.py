@@ -32,5 +32,12 @@ def decode(vae: AutoencoderKLQwenImage, latents: mx.array, grid: tuple[int, int,
 
 
 def to_pixels(pictures: mx.array) -> np.ndarray:
-    """Pictures in 0…1 to uint8, rounded as numpy rounds."""
-    return (np.array(pictures.astype(mx.float32)) * 255).round().astype(np.uint8)
+    """Pictures in 0…1 to uint8, rounded as numpy rounds.
+
+    Raises:
+        FloatingPointError: values that are not a number.
+    """
+    found = np.array(pictures.astype(mx.float32))
+    if lost := np.count_nonzero(np.isnan(found)):
+        raise FloatingPointError(f"{lost} of {found.size} values of the picture are not a number")
+    return (found * 255).round().astype(np.uint8)

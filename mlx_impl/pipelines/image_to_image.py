@@ -6,7 +6,7 @@ B prompts, L latent tokens, C their channels, H W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -62,7 +62,13 @@ class ImageToImage(Request):
     def _encode(self, components: Components) -> mx.array:
         """The picture's latents, sampled from the VAE's posterior, 1 L C."""
         sampled = noise(self.posterior_noise, self.seed, 1, 1, self.size, components.latent_channels)
-        return encode_picture(components, preprocess(Image.fromarray(self.picture), *self.size), sampled)
+        pixels = preprocess(Image.fromarray(self.picture), *self.size, **self._fitting)
+        return encode_picture(components, pixels, sampled)
+
+    @property
+    def _fitting(self) -> dict[str, Any]:
+        """How the picture is brought to its size, beside stretching: arguments of `images.preprocess`."""
+        return {}
 
     def _keep(self, picture: mx.array, added: mx.array) -> Kept | None:
         """What is put back after each step.

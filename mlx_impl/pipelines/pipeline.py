@@ -62,6 +62,7 @@ class Pipeline:
         Raises:
             FileNotFoundError: a component is not in the folder.
             ValueError: the components do not fit one another or the request.
+            FloatingPointError: the picture is not a number.
         """
         self.components.check(request.folders)
         mx.reset_peak_memory()

@@ -97,6 +97,10 @@ class Request(ABC):
             said.append(f"the negative prompt does nothing with guidance {self.guidance}: 1 or less turns it off")
         return tuple(said)
 
+    def finish(self, images: np.ndarray) -> np.ndarray:
+        """What becomes of the decoded pictures, B H W 3 uint8."""
+        return images
+
     @abstractmethod
     def prepare(self, components: Components) -> Prepared:
         """Everything the steps need: embeddings, latents, noise levels."""
