@@ -33,7 +33,7 @@ SHARPNESS = 1.5
 # Share of a 3 × 3 kernel's energy that is a blur; the rest is white. Textures without noise.
 BLUR = 0.8
 # Height and width of the pictures that everything is fitted on, and how many.
-SIDE, PICTURES = 128, 2
+SIDE, PICTURES = 96, 4
 
 
 def write(folder: Path, *, base_dim: int, seed: int) -> None:
