@@ -1,4 +1,4 @@
-"""Makes the sample reports: a clean run, and one of a port with shift and scale exchanged.
+"""Makes the sample reports: a clean run, one of a port with shift and scale exchanged, and one of pipelines.
 
 Run by ``make samples``. The pictures for the README need Chromium and stay as they are without it.
 """
@@ -17,7 +17,7 @@ RIGHT, WRONG = "    shift: mx.array\n    scale: mx.array\n", "    scale: mx.arra
 
 
 def main() -> None:
-    """Make both runs in a temporary folder and keep their pages."""
+    """Make the runs in a temporary folder and keep their pages."""
     with tempfile.TemporaryDirectory() as work:
         broken = Path(work) / "broken_port"
         shutil.copytree(HERE.parent / "mlx_impl", broken, ignore=shutil.ignore_patterns("__pycache__"))
@@ -25,16 +25,19 @@ def main() -> None:
         if source.count(RIGHT) != 1:
             sys.exit("mlx_impl/layers.py does not read as it did; mend reports/make.py")
         (broken / "layers.py").write_text(source.replace(RIGHT, WRONG))
-        keep("clean", ["--dtype", "float32", "--dtype", "bfloat16"], work, expected=0)
-        keep("broken", ["--dtype", "float32", "--candidate", "broken_port"], work, expected=1)
+        square = ["--case", "square", "--detail", "block", "--dtype", "float32"]
+        keep("clean", [*square, "--dtype", "bfloat16"], work, expected=0)
+        keep("broken", [*square, "--candidate", "broken_port"], work, expected=1)
+        pipelines = ["pipeline", "--case", "image-128", "--case", "inpaint", "--dtype", "float32"]
+        keep("pipeline", [*pipelines, "--dtype", "bfloat16"], work, expected=0)
     for name, scheme in (("report-light", 1), ("report-dark", 0)):
         picture(HERE / "broken" / "report.html", HERE / f"{name}.png", scheme)
 
 
 def keep(name: str, options: list[str], work: str, *, expected: int) -> None:
-    """Run the default suite's first case and keep its page."""
-    command = [shutil.which("parity", path=str(Path(sys.executable).parent)) or "parity", "run", "--case", "square"]
-    command += ["--detail", "block", "--out", name, *options]
+    """Run `parity run` with these options and keep the page."""
+    command = [shutil.which("parity", path=str(Path(sys.executable).parent)) or "parity", "run"]
+    command += [*options, "--out", name]
     code = subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": work}, check=False).returncode
     if code != expected:
         sys.exit(f"the {name} run ended with exit code {code}, expected {expected}")
