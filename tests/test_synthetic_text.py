@@ -66,6 +66,8 @@ def test_the_config_fits_the_transformer_and_the_tokenizer(tiny):
     assert type(config).__name__ == "Qwen2_5_VLConfig"
     assert config.text_config.hidden_size == config.vision_config.out_hidden_size == 256
     assert config.text_config.vocab_size >= len(tokenizer)
+    assert config.text_config.bos_token_id == tokenizer.pad_token_id
+    assert config.text_config.eos_token_id == tokenizer.eos_token_id
     assert config.vision_config.fullatt_block_indexes == [3, 7]
     assert config.dtype == config.text_config.dtype == torch.bfloat16
     for name, token in (("image", "<|image_pad|>"), ("video", "<|video_pad|>"),
