@@ -49,6 +49,8 @@ def test_a_case_describes_its_graph_as_json():
     described = case().graph(CONFIGS, "block")
     assert described == {"name": "vision", "depth": 2, "full_attention": [1], "level": "block"}
     assert build_graph(described) == vision_graph(2, (1,), "block")
+    left_out = case().graph({"text_encoder": {"vision_config": {}}}, "full")
+    assert (left_out["depth"], left_out["full_attention"]) == (32, [7, 15, 23, 31])
 
 
 def test_the_suite_has_a_square_a_ragged_and_two_pictures():

@@ -30,6 +30,8 @@ from parity.names import LEVELS, Graph
 
 BLOCK_KINDS = ("normed", "q", "k", "v", "attn", "mid", "normed2", "ffn", "out")
 EXACT = ("vision.grid_thw", "vision.window_index", "vision.cu_window_seqlens")
+# Those of transformers' config class, for a file that leaves them out.
+_DEFAULTS = {"depth": 32, "fullatt_block_indexes": (7, 15, 23, 31)}
 _BEFORE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "vision.patches": (("vision.pixels", ()), ("vision.grid_thw", ())),
     "vision.embed": (
@@ -121,7 +123,7 @@ class VisionCase(Case):
 
     def graph(self, configs: Configs, level: str) -> dict[str, Any]:
         """See `Case.graph`; the function is `vision_graph`."""
-        config = configs["text_encoder"]["vision_config"]
+        config = _DEFAULTS | configs["text_encoder"]["vision_config"]
         full = list(config["fullatt_block_indexes"])
         return {"name": self.component, "depth": config["depth"], "full_attention": full, "level": level}
 
