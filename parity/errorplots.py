@@ -181,7 +181,8 @@ def heatmap_figure(run: Mapping[str, Any], entry: Entry, section: Section, colou
         for (x, y), name in zip(cells, names, strict=True):
             value = excess_of(cells[x, y])
             face = colours.blank if value is None else colours.steps[step_of(value, edges)]
-            ax.text(x, y, cut(name, 170 // wide), ha="center", va="center", fontsize=8.5, color=ink_on(face),
+            sign = "" if not is_exact(cells[x, y]) or value is None else " ≠" if value else " ="
+            ax.text(x, y, cut(name, 170 // wide) + sign, ha="center", va="center", fontsize=8.5, color=ink_on(face),
                     bbox={"fc": face, "ec": "none", "pad": 1})  # fmt: skip
     _heatmap_key(figure, edges, colours, exact=any(map(is_exact, section.rows)))
     footnote(figure, exact_words(section.rows) + left_out(entry, section), colours)

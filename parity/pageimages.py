@@ -100,14 +100,13 @@ def _difference(pixels: Mapping[str, np.ndarray]) -> Shot:
     apart = np.abs(reference - candidate)
     factor = next(factor for factor in FACTORS if apart.max() * factor <= 255)
     off, all_of_them = int(apart.any(axis=-1).sum()), apart.shape[0] * apart.shape[1]
+    title, note = f"Difference × {factor}", f"{off:,} of {all_of_them:,} pixels differ."
     if not off:
-        factor, note = 1, "The two pictures are equal."
-    else:
-        note = f"{off:,} of {all_of_them:,} pixels differ."
+        title, note = "Difference", "The two pictures are equal."
     image = Image.fromarray((apart * factor).astype(np.uint8))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=9)
-    return Shot("difference", f"Difference × {factor}", _address(buffer.getvalue()), note, image.width, image.height)
+    return Shot("difference", title, _address(buffer.getvalue()), note, image.width, image.height)
 
 
 def _address(data: bytes) -> str:
@@ -127,6 +126,14 @@ def metric_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if key == "rmse":
             for part in ("mean", "std"):
                 yield (part.capitalize(), *(figure((metrics.get(side) or {}).get(part), 2) for side in SIDES))
+
+
+def in_short(metrics: Mapping[str, Any]) -> str:
+    """The figures that one looks at first, in a line."""
+    rmse, largest, psnr = (
+        figure(metrics.get(key), digits) for key, digits in (("rmse", 2), ("max_abs", 0), ("psnr", 1))
+    )
+    return f"RMSE {rmse}, largest difference {largest}, PSNR {psnr} dB"
 
 
 def figure(value: Any, digits: int) -> str:

@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from parity.errors import OutputExistsError
-from parity.pageimages import metric_rows, shots
+from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
 from parity.rowpack import pack
 from parity.sections import Entry, component_title, group_of, is_exact
@@ -30,6 +30,8 @@ VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
 ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "table.js")
 # More entries than this stand in a table, a case a line.
 CARDS = 16
+# Pictures that stand open where there are many.
+UNFOLDED = 2
 TOKENS = (("image_tokens", "image tokens"), ("text_tokens", "text tokens"))
 STARTS = {"picture": "encode and decode", "latents": "decode"}
 TITLES = {"parity": "Parity", "divergence": "Divergence", "incomplete": "Incomplete"}
@@ -74,7 +76,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
-        first=first_entry(run), pictures=spell_out(pictures), data=Markup(pack(run)),
+        first=first_entry(run), pictures=spell_out(_unfold(pictures)), data=Markup(pack(run)),
     )  # fmt: skip
 
 
@@ -168,9 +170,17 @@ def shown_pictures(entry: Entry, folder: Path | None) -> list[dict[str, Any]]:
             "number": f"picture {picture.get('index', 0) + 1} of {len(found)}" if len(found) > 1 else "",
             "size": _pixels(picture.get("size") or []), "shots": [vars(shot) for shot in shots(picture, folder)],
             "metrics": list(metric_rows(picture.get("metrics") or {})),
+            "short": in_short(picture.get("metrics") or {}), "rmse": (picture.get("metrics") or {}).get("rmse"),
         }
         for picture in found
     ]  # fmt: skip
+
+
+def _unfold(pictures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which pictures the page opens with: a few, or of many the first ones and the one that is furthest off."""
+    off = [one["rmse"] if isinstance(one["rmse"], int | float) else -1.0 for one in pictures]
+    shown = {*range(UNFOLDED), off.index(max(off))} if len(pictures) > UNFOLDED + 1 else set(range(len(pictures)))
+    return [one | {"open": i in shown} for i, one in enumerate(pictures)]
 
 
 def source_table(run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -74,10 +74,11 @@ def words(run: Mapping[str, Any], entry: Entry) -> str:
     grown, grown_floor = growth(error), growth(floor)
     if grown is None:
         return "The error of the latents has no factor of growth: it begins at zero or is not finite."
-    said = f"Over {len(error)} steps the error of the latents grows from {_power(grown[0])} to {_power(grown[1])}"
-    said += f", by a factor of {_factor(grown)}"
+    verb = "grows" if grown[1] >= grown[0] else "falls"
+    said = f"Over {len(error)} steps the error of the latents {verb} from {_power(grown[0])} to {_power(grown[1])}"
+    said += f", a factor of {_factor(grown)}"
     if grown_floor:
-        said += f"; the floor, the reference's own error, by {_factor(grown_floor)}"
+        said += f"; that of the floor, the reference's own error, is {_factor(grown_floor)}"
     alone, _ = found.get("isolated", {}).get("latents", ({}, {}))
     made = [value for value in alone.values() if math.isfinite(value)]
     if made:
@@ -115,7 +116,12 @@ def steps_figure(run: Mapping[str, Any], entry: Entry, section: Section, colours
         log_axis(ax, [*values, match * max((v for v in values if math.isfinite(v)), default=1)], pad=1.6)
         ax.set_ylabel("relative RMSE" if i % columns == 0 else "")
         for mode in found:
-            _mode_lines(ax, *found[mode].get(kind, ({}, {})), match, tones[mode], colours)
+            error, floor = found[mode].get(kind, ({}, {}))
+            _mode_lines(ax, error, floor, match, tones[mode], colours)
+            grown = growth(error) if mode == "accumulated" else None
+            if grown:
+                ax.annotate(f"×{_factor(grown)}", (max(error), grown[1]), xytext=(8, 0), textcoords="offset points",
+                            va="center", color=tones[mode], fontweight="bold", annotation_clip=False)  # fmt: skip
     said = words(run, entry)
     figure.text(0.035, 0.845, "\n".join(textwrap.wrap(said, 150)), fontsize=10.5, va="top", fontweight="bold",
                 linespacing=1.45)  # fmt: skip
@@ -134,12 +140,8 @@ def steps_figure(run: Mapping[str, Any], entry: Entry, section: Section, colours
 def _mode_lines(
     ax: Axes, error: Mapping[int, float], floor: Mapping[int, float], match: float, tone: str, colours: Theme
 ) -> None:
-    """One mode in one panel, and by what its error has grown."""
+    """One mode in one panel."""
     known = sorted(x for x, value in floor.items() if math.isfinite(value) and value > 0)
     ax.fill_between(known, [floor[x] for x in known], [match * floor[x] for x in known], color=tone, alpha=0.13, lw=0)
     log_line(ax, floor, colours, color=tone, lw=1.2, ls=(0, (2, 1.5)))
     log_line(ax, error, colours, color=tone, lw=2, marker="o", ms=4)
-    grown = growth(error)
-    if grown:
-        ax.annotate(f"×{_factor(grown)}", (max(error), grown[1]), xytext=(8, 0), textcoords="offset points",
-                    va="center", color=tone, fontweight="bold", annotation_clip=False)  # fmt: skip

@@ -49,7 +49,7 @@ def test_a_difference_is_multiplied_by_the_largest_factor_that_fits(tmp_path, of
 def test_equal_pictures_are_said_to_be_equal(tmp_path):
     write(tmp_path, grey(), grey())
     *_, difference = shots(PATHS, tmp_path)
-    assert (difference.title, difference.note) == ("Difference × 1", "The two pictures are equal.")
+    assert (difference.title, difference.note) == ("Difference", "The two pictures are equal.")
     assert not decoded(difference).any()
 
 

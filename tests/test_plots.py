@@ -270,8 +270,8 @@ def test_the_step_curve_says_the_factor_and_shows_both_modes():
     figure = drawn(steps_figure, run)
     assert [ax.get_title().partition(":")[0] for ax in figure.axes] == ["latents", "noise_pred", "cond", "uncond"]
     factors = [text.get_text() for text in figure.axes[0].texts]
-    assert len(factors) == 2
-    assert f"by a factor of {factors[0][1:]};" in words_of(figure).replace("\n", " ")
+    assert len(factors) == 1
+    assert f"a factor of {factors[0][1:]};" in words_of(figure).replace("\n", " ")
     run["cases"] = run["cases"][1:]
     figure = drawn(steps_figure, run)
     assert len(figure.axes[0].texts) == 1

@@ -263,7 +263,7 @@ def test_filters_are_made_of_what_the_rows_hold():
 def test_the_page_says_by_what_factor_an_error_grows():
     run = of("pipeline", level="kinds")
     entry = unpack(report_html(run))["head"]["entries"][0]
-    assert re.match(r"Over 8 steps the error of the latents grows from .* by a factor of \d", entry["growth"])
+    assert re.match(r"Over 8 steps the error of the latents grows from .*, a factor of \d", entry["growth"])
     assert unpack(report_html(of("text")))["head"]["entries"][0]["growth"] == ""
 
 

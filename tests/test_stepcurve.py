@@ -26,9 +26,15 @@ def test_the_factor_is_that_of_the_last_over_the_first_step():
     set_latents(run, "isolated", [2e-7, 5e-7, 1e-7, 1e-7])
     for entry in run["cases"]:
         assert words(run, entry) == (
-            "Over 4 steps the error of the latents grows from 2·10⁻⁷ to 3·10⁻⁶, by a factor of 15; the floor, the "
-            "reference's own error, by 4. The error that a step makes by itself is at most 5·10⁻⁷."
+            "Over 4 steps the error of the latents grows from 2·10⁻⁷ to 3·10⁻⁶, a factor of 15; that of the floor, "
+            "the reference's own error, is 4. The error that a step makes by itself is at most 5·10⁻⁷."
         )
+
+
+def test_an_error_may_fall():
+    run = pipeline(steps=2)
+    set_latents(run, "accumulated", [4e-7, 1e-7])
+    assert "falls from 4·10⁻⁷ to 10⁻⁷, a factor of 0.25;" in words(run, run["cases"][0])
 
 
 @pytest.mark.parametrize("errors", [[0.0, 1e-7], [1e-7, math.nan], [math.inf, 1e-7], [1e-7, 0.0]])

@@ -246,7 +246,7 @@ function drawSteps(data, entry, section, { modes, kinds, all }) {
       line(panel, floor, `${role} floor`);
       line(panel, error, role);
       const [start, end] = [error[0]?.[1], error[error.length - 1]?.[1]];
-      if (start > 0 && Number.isFinite(end / start)) make("text", { class: "strong " + role, x: panel.right + 4, y: panel.y(end) + 4 }, panel.svg, "×" + short(Number((end / start).toPrecision(3))));
+      if (mode === "accumulated" && start > 0 && Number.isFinite(end / start)) make("text", { class: "strong " + role, x: panel.right + 4, y: panel.y(end) + 4 }, panel.svg, "×" + short(Number((end / start).toPrecision(3))));
     }
   });
 }

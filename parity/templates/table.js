@@ -8,7 +8,7 @@ const COLUMNS = [
   { title: "Rel. RMSE", name: "number mid", of: (row) => number(row.rel_rmse), text: (row) => format(row.rel_rmse) },
   { title: "Floor", name: "number mid", of: (row) => number(row.floor), text: (row) => format(row.floor) },
   { title: "Candidate’s range", name: "tail far", of: (row) => number(row.candidate.absmax), text: (row) => `${format(row.candidate.min)} … ${format(row.candidate.max)}` },
-  { title: "Documented", name: "tail far", of: (row) => number(row.range?.factor), text: (row) => rangeText(row.range) },
+  { title: "Documented", name: "tail far documented", of: (row) => number(row.range?.factor), text: (row) => rangeText(row.range) },
 ];
 const rangeText = (range) => (range ? `${short(number(range.low))} … ${short(number(range.high))}, ${range.verdict}${range.verdict === "inside" ? "" : ` (${format(range.factor)}×)`}` : "—");
 
@@ -63,14 +63,16 @@ function start(data) {
   }
 
   function detail(row) {
-    const tr = make("tr", { class: "detail" }), box = make("div", { class: "columns" }, make("td", { colspan: COLUMNS.length }, tr));
+    // Columns that a narrow window hides must not be counted, or empty ones take their place.
+    const shown = [...head.children].filter((th) => getComputedStyle(th).display !== "none").length;
+    const tr = make("tr", { class: "detail" }), box = make("div", { class: "columns" }, make("td", { colspan: shown }, tr));
     const facts = (title, pairs) => {
       const block = make("div", {}, box), list = (make("h3", {}, block, title), make("dl", {}, block));
       for (const [key, value] of pairs) { make("dt", {}, list, key); make("bdi", {}, make("dd", {}, list), value === "" ? "—" : value); }
     };
     facts("What", [["verdict", row.verdict], ["reason", row.reason], ["stage", row.stage], ["shape", row.shape], ["dtype", row.dtype],
       ["entry", `${row.entry.name} · ${row.entry.dtype} · ${row.entry.mode}`], ["role", row.source ? "source of a divergence" : row.propagated ? "propagated" : ""]]);
-    facts("Error", [...MEASURES.map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
+    facts("Error", [...MEASURES.filter(([key]) => key !== "mismatches" || row.exact).map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
     const values = make("div", {}, box), list = (make("h3", {}, values, "Values"), make("table", {}, values));
     const line = (cells, tag) => { const tr = make("tr", {}, list); cells.forEach((text, k) => make(k ? tag : "th", k ? { class: "number" } : { scope: tag === "th" ? "col" : "row" }, tr, text)); };
     line(["", "reference", "candidate"], "th");
@@ -164,10 +166,11 @@ function start(data) {
     refresh();
     byId("checkpoints").scrollIntoView();
   }; });
+  table.classList.toggle("undocumented", !data.rows.some((row) => row.range));
   for (const node of [form, table, byId("figures")]) node.hidden = false;
   byId("message").hidden = true;
   let timer = 0;
-  addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(draw, 120); });
+  addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(() => { draw(); refresh(); }, 120); });
   const pressed = document.querySelector('.card[aria-pressed="true"]');
   if (pressed) choose(Number(pressed.dataset.entry), true); else refresh();
 }
