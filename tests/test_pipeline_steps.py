@@ -61,9 +61,9 @@ def test_the_models_timestep_is_the_references_to_the_bit(dtype, timestep):
 @pytest.mark.parametrize("repaint", [False, True])
 def test_advancing_is_the_references_to_the_bit(dtype, index, repaint):
     names = ("latents", "noise_pred", "image_latents", "noise")
-    ours, theirs = zip(*(both(drawn(2, 6, 8, seed=s), dtype) for s in range(4)), strict=True)
+    ours, theirs = zip(*(both(drawn(3, 6, 8, seed=s), dtype) for s in range(4)), strict=True)
     mine, expected = dict(zip(names, ours, strict=True)), dict(zip(names, theirs, strict=True))
-    mask = drawn(2, 6, 8, seed=9) > 0
+    mask = drawn(3, 6, 8, seed=9) > 0
     kept = Kept(mine["image_latents"], mine["noise"], mx.array(mask)) if repaint else None
     prompt = Prompt(mine["latents"], None)
     prepared = Prepared(mine["latents"], prompt, None, 1.0, SIGMAS, TIMESTEPS, ((1, 2, 3),), None, kept)
