@@ -90,6 +90,7 @@ class Tokens:
         position_ids: B 3 N int64, frame, row and column.
         drop: tokens of the template's prefix.
         editing: whether it is a template of an editing pipeline, which do not shorten what they made.
+        features: rows that the vision tower makes of the pictures; the encoder must be given so many.
     """
 
     ids: np.ndarray
@@ -97,6 +98,7 @@ class Tokens:
     position_ids: np.ndarray
     drop: int
     editing: bool
+    features: int
 
 
 class Prompter:
@@ -154,7 +156,11 @@ class Prompter:
             position_ids = grid_positions(ids, mask, grids, config.image_token_id, config.spatial_merge_size)
         else:
             position_ids = sequence_positions(mask)
-        return Tokens(ids, mask, position_ids, wanted.drop, wanted.editing)
+        features = sum(map(self._tokens_of, grids))
+        return Tokens(ids, mask, position_ids, wanted.drop, wanted.editing, features)
+
+    def _tokens_of(self, grid: Grid) -> int:
+        return int(np.prod(grid)) // self._config.spatial_merge_size**2
 
     def _expanded(self, texts: Sequence[str], grids: Sequence[Grid]) -> list[str]:
         """As many picture tokens as the vision tower makes, for each one; transformers' Qwen2VLProcessor.
@@ -170,12 +176,11 @@ class Prompter:
             )
         if any(VIDEO_TOKEN in text for text in texts):
             raise ValueError(f"a prompt has {VIDEO_TOKEN}, but there are no videos")
-        merge = self._config.spatial_merge_size**2
         pending = iter(grids)
         expanded = []
         for text in texts:
             first, *others = text.split(IMAGE_TOKEN)
-            shown = (IMAGE_TOKEN * (int(np.prod(next(pending))) // merge) + other for other in others)
+            shown = (IMAGE_TOKEN * self._tokens_of(next(pending)) + other for other in others)
             expanded.append(first + "".join(shown))
         return expanded
 
@@ -210,9 +215,12 @@ def encode(
         B S J in the model's dtype, and B S bool, None where all tokens count.
 
     Raises:
-        ValueError: see `Qwen2_5_VLTextModel` and `check_max_sequence_length`.
+        ValueError: features that do not fit the pictures, or none for them; see also `check_max_sequence_length`.
     """
     check_max_sequence_length(max_sequence_length)
+    given = 0 if image_features is None else len(image_features)
+    if given != tokens.features:
+        raise ValueError(f"{given} rows of picture features, but the prompts' pictures make {tokens.features}")
     hidden = model(tokens.ids, tokens.mask, tokens.position_ids, image_features)
     return extract(hidden, tokens.mask, tokens.drop, None if tokens.editing else max_sequence_length)
 

@@ -54,6 +54,10 @@ def prompter(folder):
 @pytest.fixture(scope="module")
 def reference(folder):
     """ids, mask, positions as diffusers and transformers make them."""
+    return reference_of(folder)
+
+
+def reference_of(folder):
     model = text.build(json.loads((folder / "text_encoder" / "config.json").read_text()), torch.float32, "cpu")
     prompts = text.Prompts(folder, 2)
 
@@ -136,11 +140,11 @@ def test_a_tokenizer_that_pads_on_the_left(folder, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
     ours, prompts = Prompter(tmp_path), text.Prompts(tmp_path, 2)
     batch = PROMPTS["lengths"]
-    tokens = ours(batch)
-    expected = prompts.before(0, batch, np.zeros((0, 3)))
-    np.testing.assert_array_equal(tokens.ids, expected["input_ids"])
-    np.testing.assert_array_equal(tokens.mask, expected["attention_mask"].bool())
+    tokens, theirs = ours(batch), reference_of(tmp_path)
+    check(tokens, theirs(batch))
     assert not tokens.mask[:, 0].all()
+    edit = (["fox", "a red fox in the snow"], "edit", [(1, 8, 12), (1, 4, 6)])
+    check(ours(*edit, positions="grid"), theirs(*edit, typed=True))
     hidden = np.random.default_rng(0).standard_normal((*tokens.ids.shape, 8)).astype(np.float32)
     check_extraction(prompts, hidden, tokens, batch, 1024)
 
@@ -168,8 +172,15 @@ def test_an_editing_template_does_not_heed_the_longest_length(prompter):
         return mx.ones((*ids.shape, 4))
 
     edit = prompter(["fox"], "edit", [(1, 4, 4)])
-    assert encode(model, edit, max_sequence_length=2)[0].shape == (1, edit.ids.shape[1] - 64, 4)
+    assert encode(model, edit, mx.zeros((4, 4)), max_sequence_length=2)[0].shape == (1, edit.ids.shape[1] - 64, 4)
     assert encode(model, prompter(["fox"]), max_sequence_length=2)[0].shape == (1, 2, 4)
+
+
+@pytest.mark.parametrize("features", [None, mx.zeros((3, 4))])
+def test_pictures_without_their_features_are_an_error(prompter, features):
+    """A picture token without one would be taken for a word, and nobody would see it."""
+    with pytest.raises(ValueError, match=r"[03] rows of picture features, but the prompts' pictures make 4"):
+        encode(lambda *_: None, prompter(["fox"], "edit", [(1, 4, 4)]), features)
 
 
 @pytest.mark.parametrize("length", [0, -1, 1025])

@@ -43,7 +43,8 @@ def test_a_flat_config_names_the_layers_as_well():
     [
         ({"template": "video"}, "template 'video'"),
         ({"positions": "rows"}, "positions 'rows'"),
-        ({"prompts": ()}, "at least one prompt"),
+        ({"prompts": ()}, "0 prompts, expected 1 to 100"),
+        ({"prompts": ("fox",) * 101}, "101 prompts"),
         ({"max_sequence_length": 0}, "not within 1…1024"),
         ({"max_sequence_length": 1025}, "not within 1…1024"),
         ({"pictures": ((28, 28),)}, "show 0 pictures, but there are 1"),

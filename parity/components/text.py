@@ -65,8 +65,8 @@ class TextCase(Case):
         for what, name, known in (("template", self.template, TEMPLATES), ("positions", self.positions, POSITIONS)):
             if name not in known:
                 raise UsageError(f"case {self.name!r}: {what} {name!r} is none of {', '.join(known)}")
-        if not self.prompts:
-            raise UsageError(f"case {self.name!r}: at least one prompt is needed; it may be empty")
+        if not 1 <= len(self.prompts) <= 100:  # keys of the state have two digits
+            raise UsageError(f"case {self.name!r}: {len(self.prompts)} prompts, expected 1 to 100; one may be empty")
         if not 1 <= self.max_sequence_length <= MAX_TOKENS:
             raise UsageError(
                 f"case {self.name!r}: max_sequence_length {self.max_sequence_length} is not within 1…{MAX_TOKENS}"
