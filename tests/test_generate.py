@@ -130,6 +130,7 @@ def test_text_to_image(generate, model):
         "software": settings["software"],
     }
     assert "synthetic weights are random numbers" in err
+    assert "does nothing" not in err
     lines = err.splitlines()
     begin = lines.index("encoding ")
     assert lines[begin : begin + 5] == ["encoding ", "denoising ", "denoising 1/2", "denoising 2/2", "decoding "]
@@ -168,12 +169,26 @@ def test_inpainting(generate, model, tmp_path):
     np.testing.assert_array_equal(pixels, pipelines.open_pipeline(model, dtype="float32").run(request).images[0])
 
 
+def test_inpainting_a_part_enlarged(generate, tmp_path):
+    """What the mask keeps is in the result as it was, in the picture's own size."""
+    path, covering = picture(tmp_path / "in.png", (80, 64)), tmp_path / "mask.png"
+    image = Image.new("L", (80, 64))
+    image.paste(255, (40, 20, 60, 30))
+    image.save(covering)
+    settings, pixels, _ = generate("a cat", "--image", path, "--mask", covering, "--crop-padding", 4)
+    assert settings["crop_padding"] == 4
+    given, white = np.array(Image.open(path)), np.array(image) > 0
+    np.testing.assert_array_equal(pixels[~white], given[~white])
+    assert np.abs(pixels[white].astype(int) - given[white]).mean() > 10
+
+
 def test_the_default_size_has_the_proportions_of_the_picture(generate, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "AREA", 64 * 64)
     _, pixels, _ = generate("a cat", "--image", picture(tmp_path / "in.png", (80, 20)), small=SMALL[2:])
     assert pixels.shape == (32, 128, 3)
-    _, pixels, _ = generate("a cat", "--force", small=SMALL[2:])
+    _, pixels, err = generate("a cat", "--force", small=SMALL[2:])
     assert pixels.shape == (64, 64, 3)
+    assert "guidance" not in err  # none was asked for
     _, pixels, _ = generate("a cat", "--force", "--width", 32, small=SMALL[2:])
     assert pixels.shape == (64, 32, 3)
 
@@ -295,6 +310,7 @@ def test_more_weights_than_memory(generate, monkeypatch):
         (("--max-sequence-length", 0), "max_sequence_length is 0, expected 1…1024"),
         (("--max-sequence-length", 1025), "max_sequence_length is 1025"),
         (("--strength", 0.5), "--strength is of --image"),
+        (("--crop-padding", 4), "--crop-padding is around the white of a --mask"),
         (("--mask", "nowhere.png"), "--mask needs exactly one --image, not 0"),
         (("--image", "nowhere.png"), "nowhere.png: there is no such file"),
         (("--seed", -1), "seed"),
@@ -310,6 +326,9 @@ def test_pictures_that_make_no_picture(fails, tmp_path):
     assert "strength is 1.5, expected 0…1" in fails(2, "a", "--image", one, "--strength", 1.5)
     assert "leaves none of 4 steps" in fails(2, "a", "--image", one, "--strength", 0, "--steps", 4)
     assert "2 pictures given" in fails(2, "a", "--image", one, "--image", other)
+    Image.new("L", (48, 32)).save(tmp_path / "black.png")
+    argv = ("a", "--image", one, "--mask", tmp_path / "black.png", "--crop-padding", 4)
+    assert "black everywhere" in fails(2, *argv, *SMALL)
     assert "b.png: 32 × 32 pixels, but" in fails(2, "a", "--image", one, "--mask", other)
     (tmp_path / "text.png").write_text("hello")
     assert "no picture" in fails(2, "a", "--image", tmp_path / "text.png")

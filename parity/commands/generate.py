@@ -60,6 +60,9 @@ def generate(
         Parameter(negative=(), help="picture to start from or to edit; repeatable", show_default=False),
     ] = (),
     mask: Annotated[Path | None, Parameter(help="of --image's size; white is made anew, black stays")] = None,
+    crop_padding: Annotated[
+        int | None, Parameter(help="work on the masked part alone, enlarged, with so many pixels around it")
+    ] = None,
     strength: Annotated[float | None, Parameter(help="0…1, how much of --image is made anew; default 0.6")] = None,
     negative: Annotated[str | None, Parameter(help="what to steer away from; turns guidance on")] = None,
     guidance: Annotated[float | None, Parameter(help="true guidance scale; default 4 with --negative")] = None,
@@ -106,7 +109,7 @@ def generate(
         "seed": seed,
         "max_sequence_length": max_sequence_length,
         **_size_arguments(kind, given, asked_size, SYNTHETIC_AREA if synthetic else AREA),
-        **given.arguments(kind, STRENGTH if strength is None else strength),
+        **given.arguments(kind, STRENGTH if strength is None else strength, crop_padding),
     }
     with _as(UsageError):
         request = pipelines.KINDS[kind](**arguments)
@@ -171,13 +174,19 @@ class Given:
             tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in files),
         )
 
-    def arguments(self, kind: str, strength: float) -> dict[str, Any]:
-        """What a request of a kind takes of them."""
+    def arguments(self, kind: str, strength: float, crop_padding: int | None) -> dict[str, Any]:
+        """What a request of a kind takes of them.
+
+        Raises:
+            UsageError: there is a padding, but no mask.
+        """
+        if crop_padding is not None and self.mask is None:
+            raise UsageError("--crop-padding is around the white of a --mask, and none is given")
         if kind in EDITS:
             return {"pictures": self.pictures}
         if not self.pictures:
             return {}
-        masked = {} if self.mask is None else {"mask": self.mask}
+        masked = {} if self.mask is None else {"mask": self.mask, "crop_padding": crop_padding}
         return {"picture": self.pictures[0], "strength": strength, **masked}
 
     def describe(self) -> dict[str, Any]:
@@ -290,7 +299,7 @@ def _make(pipeline: Pipeline, request: Request, root: Path, err: Console) -> Res
     """
     height, width = request.size
     try:
-        with _as(WeightsError, f"{root}: "), np.errstate(invalid="raise"), _progress(err) as tell:
+        with _as(WeightsError, f"{root}: "), _progress(err) as tell:
             return pipeline.run(request, on_stage=tell, on_step=partial(tell, "denoise"))
     except FloatingPointError:
         raise ParityError(
@@ -356,7 +365,8 @@ def _settings(request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "noise": "numpy Philox",
         **({} if request.template in EDITS else {"max_sequence_length": request.max_sequence_length}),
-    } | ({"strength": request.strength} if hasattr(request, "strength") else {})
+        **{name: getattr(request, name) for name in ("strength", "crop_padding") if hasattr(request, name)},
+    }
 
 
 def _made_by(model: ModelFolder, dtype: str) -> dict[str, Any]:
