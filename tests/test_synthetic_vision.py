@@ -68,6 +68,12 @@ def test_tokens_stay_apart(recorded):
         assert rms(out - out.mean(axis=0)) > 0.5 * rms(out), index
 
 
+def test_tokens_tell_more_than_a_patchs_mean_colour(recorded):
+    """GIVEN three colours, THEN three directions of the patch embedding do not hold nearly all of it."""
+    energy = np.linalg.svd(recorded["vision.patch_embed"], compute_uv=False) ** 2
+    assert energy[3:].sum() > 0.3 * energy.sum()
+
+
 def test_attention_is_neither_uniform_nor_a_choice_of_one(recorded):
     for index in range(8):
         q, k = (recorded[f"vision.block.{index:02d}.{name}"].swapaxes(0, 1) for name in "qk")
