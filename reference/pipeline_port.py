@@ -5,8 +5,7 @@ State keys are those of ``parity.components.pipeline``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +32,14 @@ class PipelineSession(StagedSession):
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, hold: torch.dtype) -> None:
         super().__init__(None, device, dtype, hold)
-        self._open = lambda: Components(folder, device, dtype, hold)
-        self._components: Components | None = None
+        self._components = Components(folder, device, dtype, hold)
 
     def load(self, stage: str) -> None:
         """Components are loaded when the stage comes to them: which ones is the request's."""
-        self._components = self._open()
 
     def free(self, stage: str) -> None:
         """See `StagedSession.free`."""
-        self._components = None
+        self._components.free()
 
     def take(self, key: str, array: np.ndarray) -> Any:
         """See `StagedSession.take`; the guidance scale stays as wide as it is."""
@@ -54,17 +51,16 @@ class PipelineSession(StagedSession):
         if stage == "pipeline.encode":
             made = pipeline.encode(components, pipeline.Request.of(state))
             return made | {"sched.guidance": state["sched.guidance"]}
-        shapes = [tuple(shape) for shape in state["img_shapes"].tolist()]
+        inputs = state | {"img_shapes": [tuple(shape) for shape in state["img_shapes"].tolist()]}
         if stage == "pipeline.decode":
-            return {"image": pipeline.decode(components.vae, state | {"img_shapes": shapes})}
+            return {"image": pipeline.decode(components.vae, inputs)}
         index = int(stage.rpartition(".")[2])
-        inputs = state | {"img_shapes": shapes}
         latents = pipeline.step(components.transformer, components.scheduler, index, inputs, self.hold)
         return state | {"latents": latents}
 
 
 class Components:
-    """The parts of a model, each loaded at its first use; see `pipeline.Parts`.
+    """The parts of a model, each made and loaded at its first use; see `pipeline.Parts`.
 
     Args:
         folder: of the model.
@@ -74,18 +70,18 @@ class Components:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, hold: torch.dtype) -> None:
         self.device, self.dtype, self.hold = device, dtype, hold
         self._folder = folder
+        self._sessions: dict[str, StagedSession] = {}
+        self._loaded: set[str] = set()
 
-    @cached_property
+    @property
     def transformer(self) -> QwenImageTransformer2DModel:
         """With its weights."""
-        shards = Shards(self._folder)
-        return self._whole(shards, transformer.build(shards.config, self.dtype, self.device))
+        return self._session("transformer", self._whole).module
 
-    @cached_property
+    @property
     def vae(self) -> AutoencoderKLQwenImage:
         """With its weights."""
-        shards = Shards(self._folder, "vae")
-        return self._whole(shards, vae.build(shards.config, self.dtype))
+        return self._session("vae", self._whole).module
 
     @property
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
@@ -95,7 +91,7 @@ class Components:
     def see(self, pictures: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """See `pipeline.Parts.see`."""
         shown = {f"image.{index:02d}": torch.from_numpy(picture) for index, picture in enumerate(pictures)}
-        return _through(self._vision, shown)
+        return _through(self._session("vision", self._staged), shown)
 
     def read(
         self, template: int, prompts: Sequence[str], seen: dict[str, torch.Tensor], longest: int
@@ -106,47 +102,58 @@ class Components:
             for index, prompt in enumerate(prompts)
         }
         numbers = {"template": torch.tensor(template), "max_sequence_length": torch.tensor(longest)}
-        return _through(self._text, texts | numbers | seen)
+        return _through(self._session("text", self._staged), texts | numbers | seen)
 
-    @cached_property
-    def _vision(self) -> VisionSession:
-        return _loaded(VisionSession(self._folder, self.device, self.dtype, self.hold))
+    def free(self) -> None:
+        """Give all weights back; modules and tokenizers stay."""
+        for name in self._loaded:
+            session = self._sessions[name]
+            for stage in session.stages:
+                session.free(stage)
+        self._loaded.clear()
 
-    @cached_property
-    def _text(self) -> TextSession:
-        return _loaded(TextSession(self._folder, self.device, self.dtype, self.hold))
+    def _session(self, name: str, open_it: Callable[[str], StagedSession]) -> Any:
+        """A component's session with the weights of all its stages."""
+        if name not in self._sessions:
+            self._sessions[name] = open_it(name)
+        session = self._sessions[name]
+        if name not in self._loaded:
+            for stage in session.stages:
+                session.load(stage)
+            self._loaded.add(name)
+        return session
 
-    def _whole(self, shards: Shards, module: Any) -> Any:
-        """A module with the weights of all its parts."""
-        _loaded(_Whole(module, shards, self.device, self.dtype, self.hold))
-        return module
+    def _staged(self, name: str) -> StagedSession:
+        kind = {"text": TextSession, "vision": VisionSession}[name]
+        return kind(self._folder, self.device, self.dtype, self.hold)
+
+    def _whole(self, name: str) -> StagedSession:
+        shards = Shards(self._folder, name)
+        if name == "vae":
+            module: torch.nn.Module = vae.build(shards.config, self.dtype)
+        else:
+            module = transformer.build(shards.config, self.dtype, self.device)
+        return _Whole(module, shards, self.device, self.dtype, self.hold)
 
 
 class _Whole(StagedSession):
-    """Loads a module that is not run in stages."""
+    """A module that is not run in stages."""
 
     stages = ("all",)
 
     def __init__(self, module: torch.nn.Module, *session: Any) -> None:
         super().__init__(*session)
-        self._module = module
+        self.module = module
 
     def parts(self, stage: str) -> list[tuple[str, torch.nn.Module]]:
         """See `StagedSession.parts`."""
-        return list(self._module.named_children())
-
-
-def _loaded(session: StagedSession) -> Any:
-    """The session with the weights of all its stages."""
-    for stage in session.stages:
-        session.load(stage)
-    return session
+        return list(self.module.named_children())
 
 
 def _through(session: StagedSession, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state after all stages, and token ids, which no stage takes out."""
-    ids = {}
+    """The state after all stages, with the token ids that the last one does not hand on."""
+    ids = None
     for stage in session.stages:
         state = session.compute(stage, state)
-        ids |= {key: state[key] for key in ("ids",) if key in state}
-    return ids | state
+        ids = state.get("ids", ids)
+    return state if ids is None else state | {"ids": ids}
