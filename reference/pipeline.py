@@ -176,8 +176,8 @@ class _Encoding:
     @cached_property
     def _shown(self) -> list[np.ndarray]:
         """Condition pictures as the vision tower is shown them."""
-        condition, vae = self._request.areas
-        area = vae if self._request.kind == "edit" else condition
+        for_vision, for_vae = self._request.areas
+        area = for_vae if self._request.kind == "edit" else for_vision
         shown = []
         for index, picture in enumerate(self._request.pictures):
             width, height = calculate_dimensions(area, picture.shape[1] / picture.shape[0])
@@ -237,6 +237,7 @@ class _Encoding:
         mask = pipeline.mask_processor.preprocess(Image.fromarray(request.mask), height=height, width=width)
         mask = torch.nn.functional.interpolate(mask, size=unpacked.shape[-2:])
         repaint = _packed(pipeline, mask.repeat(1, noise.shape[2] // 4, 1, 1)[:, :, None]).bool().expand(noise.shape)
+        repaint = repaint.to(noise.device)
         return made | {"image_latents": latents, "noise": noise, "repaint": tap("mask", repaint)}
 
     def _pixels(self, picture: np.ndarray, size: tuple[int, int]) -> torch.Tensor:

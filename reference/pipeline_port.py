@@ -154,6 +154,6 @@ def _through(session: StagedSession, state: dict[str, torch.Tensor]) -> dict[str
     """The state after all stages, with the token ids that the last one does not hand on."""
     ids = None
     for stage in session.stages:
-        state = session.compute(stage, state)
+        state = session.compute(stage, {key: tensor.to(session.device) for key, tensor in state.items()})
         ids = state.get("ids", ids)
     return state if ids is None else state | {"ids": ids}
