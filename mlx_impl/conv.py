@@ -18,7 +18,7 @@ from . import ops
 Pair = tuple[int, int]
 
 # Values of gathered patches in one product; MLX may hold some twenty of them at a time.
-_PATCHES = 1 << 20
+_PATCHES = 1 << 19
 # Values of a stripe whose intermediate results stay in the CPU's cache.
 _STRIPE = 1 << 17
 

@@ -21,8 +21,8 @@ from .conv import conv2d, conv3d, in_stripes
 
 # The square of the smallest length that the norm divides by.
 _EPS = 1e-24
-# Scores of attention that are computed at once.
-_SCORES = 1 << 22
+# Scores of attention in one product; MLX may hold some twenty of them at a time.
+_SCORES = 1 << 20
 
 
 def named(name: str, layer: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:

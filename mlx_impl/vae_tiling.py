@@ -22,12 +22,12 @@ import mlx.core as mx
 
 from parity.tap import Recorder, recording
 
-from .vae import AutoencoderKLQwenImage, Moments
+from .vae import AutoencoderKLQwenImage, Moments, VaeConfig
 from .vae_layers import DownResample
 
 Layer = Callable[[mx.array], mx.array]
 
-# Height and width of a tile, in pixels of the resolution that it makes.
+# Height and width of a tile in pixels. At coarser resolutions, which have more channels, it holds as many values.
 TILE = 256
 
 
@@ -36,7 +36,7 @@ def decode(model: AutoencoderKLQwenImage, z: mx.array, *, tile: int = TILE) -> m
 
     Args:
         z: B t h w z, denormalised.
-        tile: height and width of a tile in pixels, even.
+        tile: height and width of a tile in pixels, even; smaller at coarser resolutions.
 
     Raises:
         ValueError: latents of another shape, or a tile that is not a positive even number.
@@ -56,7 +56,8 @@ def decode(model: AutoencoderKLQwenImage, z: mx.array, *, tile: int = TILE) -> m
             if index == last - 1:
                 layers.append(model.decode_head)
                 seen += 1
-            x = _by_tiles(layers, x, tile // 2, margin=-(-seen // 2), scale=(2, 1))
+            side = _side(tile, model.config, last - 1 - index)
+            x = _by_tiles(layers, x, side // 2, margin=-(-seen // 2), scale=(2, 1))
         return mx.clip(x if last else model.decode_head(x), -1, 1)
 
 
@@ -65,7 +66,7 @@ def encode(model: AutoencoderKLQwenImage, x: mx.array, *, tile: int = TILE) -> M
 
     Args:
         x: B T H W 3 in -1…1.
-        tile: height and width of a tile in pixels, even.
+        tile: height and width of a tile in pixels, even; smaller at coarser resolutions.
 
     Raises:
         ValueError: pictures of another shape, or a tile that is not a positive even number.
@@ -74,18 +75,25 @@ def encode(model: AutoencoderKLQwenImage, x: mx.array, *, tile: int = TILE) -> M
     _check_tile(tile)
     with recording(Recorder(frozenset())):
         layers: list[Layer] = [model.encode_in]
-        seen = 1
+        seen, resolution = 1, 0
         for layer in model.encoder.down_blocks:
             layers.append(layer)
             if isinstance(layer, DownResample):
                 # The stride of 2 needs an even margin, and its kernel one more pixel on one side.
-                x = _by_tiles(layers, x, tile, margin=2 * (seen // 2 + 1), scale=(1, 2))
-                layers, seen = [], 0
+                side = _side(tile, model.config, resolution)
+                x = _by_tiles(layers, x, side, margin=2 * (seen // 2 + 1), scale=(1, 2))
+                layers, seen, resolution = [], 0, resolution + 1
             else:
                 seen += 2
         for layer in layers:
             x = layer(x)
         return Moments.of(model.encode_head(model.encode_mid(x)))
+
+
+def _side(tile: int, config: VaeConfig, resolution: int) -> int:
+    """Height and width, even, of a tile that holds as many values as one of the finest resolution, number 0."""
+    narrower = config.dim_mult[0] / config.dim_mult[resolution]
+    return max(2, int(tile * narrower**0.5) // 2 * 2)
 
 
 def _check_tile(tile: int) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-# isort: off
-import mlx_impl  # first, since it puts the BLAS in place
 import mlx.core as mx
-# isort: on
-
 import numpy as np
 import pytest
 import torch
@@ -41,7 +37,7 @@ def truth(x, weight, bias, stride, padding):
     return np.moveaxis(y.numpy(), 1, -1)
 
 
-@pytest.mark.parametrize("patches", [1, 200, 1 << 20], ids=["a row at a time", "a few rows", "at once"])
+@pytest.mark.parametrize("patches", [1, 200, 1 << 19], ids=["a row at a time", "a few rows", "at once"])
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_conv3d_is_torch_s(name, patches, monkeypatch):
     monkeypatch.setattr(conv, "_PATCHES", patches)
@@ -51,6 +47,22 @@ def test_conv3d_is_torch_s(name, patches, monkeypatch):
     expected = truth(x, weight, bias, stride, padding)
     assert y.shape == expected.shape
     np.testing.assert_allclose(np.array(y), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_native_kernels_are_given_the_same_geometry(name, monkeypatch):
+    """What a GPU runs, on MLX's own CPU kernels."""
+    monkeypatch.setattr(conv.ops, "on_cpu", lambda: False)
+    size, kernel, stride, padding = GEOMETRY[name]
+    x, weight, bias = drawn(size, kernel)
+    y = conv.conv3d(*map(mx.array, (x, weight, bias)), stride=stride, padding=padding)
+    expected = truth(x, weight, bias, stride, padding)
+    np.testing.assert_allclose(np.array(y), expected, atol=2e-5)
+    if size[0] == 1:
+        y = conv.conv2d(
+            mx.array(x[:, 0]), mx.array(weight[:, 0]), mx.array(bias), stride=stride[1:], padding=padding[1:]
+        )
+        np.testing.assert_allclose(np.array(y), expected[:, 0], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, (size, *_) in GEOMETRY.items() if size[0] == 1])
@@ -93,7 +105,7 @@ def test_stripes_change_nothing(monkeypatch):
 
 
 def test_memory_of_a_large_convolution_is_bounded():
-    """The patches of this one are 226 MB, of which some twenty stripes of 4 MB are alive at a time."""
+    """The patches of this one are 226 MB, of which some twenty stripes of 2 MB are alive at a time."""
     x, weight, bias = mx.zeros((1, 1, 1024, 256, 24)), mx.zeros((8, 1, 3, 3, 24)), mx.zeros((8,))
     mx.eval(x, weight, bias)
     mx.synchronize()
@@ -101,4 +113,4 @@ def test_memory_of_a_large_convolution_is_bounded():
     mx.reset_peak_memory()
     mx.eval(conv.conv3d(x, weight, bias, padding=((0, 0), (1, 1), (1, 1))))
     mx.synchronize()
-    assert mx.get_peak_memory() - before < 226e6 / 2
+    assert mx.get_peak_memory() - before < 226e6 / 3
