@@ -60,8 +60,6 @@ class Parts(Protocol):
     Attributes:
         dtype: of the computation.
         hold: of the run; see `step`.
-        vae: with its weights.
-        scheduler: new at each access.
     """
 
     device: torch.device
@@ -69,10 +67,12 @@ class Parts(Protocol):
     hold: torch.dtype
 
     @property
-    def vae(self) -> AutoencoderKLQwenImage: ...
+    def vae(self) -> AutoencoderKLQwenImage:
+        """With its weights."""
 
     @property
-    def scheduler(self) -> FlowMatchEulerDiscreteScheduler: ...
+    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """A new one at each access."""
 
     def see(self, pictures: Sequence[np.ndarray]) -> Tensors:
         """image_features n J and image_grid_thw of pictures, H W 3 uint8 each."""
