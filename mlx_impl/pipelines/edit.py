@@ -32,7 +32,7 @@ class Edit(Request):
 
     Attributes:
         pictures: H W 3 uint8; exactly one.
-        height, width: of the picture that is made; by default `vae_area` in the last picture's proportions.
+        height, width: of the picture that is made; by default 1024² pixels in the last picture's proportions.
         vae_area: pixels of a condition picture as the VAE and the vision tower are shown it.
     """
 
