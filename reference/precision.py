@@ -131,7 +131,7 @@ def mode(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         with _HalfOnCpu(round_probabilities=name == "math"):
             yield
     elif name == "math":
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _float32_convolutions():
             yield
     elif name == "reduced":
         flags = torch.backends.cuda.matmul
@@ -142,4 +142,16 @@ def mode(name: str, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         finally:
             flags.allow_bf16_reduced_precision_reduction, flags.allow_fp16_reduced_precision_reduction = saved
     else:
+        with _float32_convolutions():
+            yield
+
+
+@contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    """cuDNN rounds the inputs of float32 convolutions to TF32 unless told otherwise: a floor of 1e-4 in the VAE."""
+    saved = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
         yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = saved

@@ -275,10 +275,8 @@ def layer(model: Qwen2_5_VLModel, index: int, state: Tensors) -> Tensors:
     """One layer: hidden B N D from hidden B N D, mask B N and rope.text B N d/2 2."""
     language, hidden = model.language_model, state["hidden"]
     cos, sin = (torch.cat([half, half], dim=-1).to(hidden.dtype) for half in state["rope.text"].unbind(-1))
-    mask = create_causal_mask(
-        config=language.config, inputs_embeds=hidden, attention_mask=state["mask"].long(), cache=None,
-        position_ids=None,
-    )  # fmt: skip
+    # By position: the fourth argument, a cache, has been called otherwise. Without one there is nothing in it.
+    mask = create_causal_mask(language.config, hidden, state["mask"].long(), None)
     return {"hidden": language.layers[index](hidden, attention_mask=mask, position_embeddings=(cos, sin))}
 
 

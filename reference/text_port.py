@@ -61,7 +61,8 @@ class TextSession(StagedSession):
         """See `StagedSession.compute`."""
         if stage == "text.tokens":
             typed = bool(state["positions"].item()) if "positions" in state else False
-            return state | text.tokens(self._model, self._prompts, *_said(state), typed=typed)
+            made = text.tokens(self._model, self._prompts, *_said(state), typed=typed)
+            return state | {key: tensor.to(self.device) for key, tensor in made.items()}
         if stage == "text.embed":
             made = text.embed(self._model, state, self.dtype)
             return {key: value for key, value in state.items() if key != "image_features"} | made
