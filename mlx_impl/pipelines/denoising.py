@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import numpy as np
 
 from parity.tap import scope, tap
 
@@ -41,7 +42,10 @@ def denoise(transformer: QwenImageTransformer2DModel, prepared: Prepared, index:
 
 def model_timestep(timestep: float, latents: mx.array) -> mx.array:
     """The transformer's timestep in 0…1, B: rounded to the latents' dtype before it is divided, as in diffusers."""
-    return mx.full((latents.shape[0],), timestep, dtype=mx.float32).astype(latents.dtype) / TRAINED_STEPS
+    rounded = mx.array(timestep, dtype=mx.float32).astype(latents.dtype).item()
+    # Divided on the host: a GPU's division may be one unit off, and the sinusoid of 1000·t makes much of it.
+    share = float(np.float32(rounded) / np.float32(TRAINED_STEPS))
+    return mx.full((latents.shape[0],), share, dtype=mx.float32).astype(latents.dtype)
 
 
 def predict(
