@@ -254,7 +254,10 @@ def test_steps_start_where_the_first_of_them_is_done():
     ]
     cells = drawn(heatmap_figure, run).axes[0]
     assert cells.get_xlim() == (4.5, 7.5)
-    assert [text.get_text() for text in cells.texts] == ["="] * 3
+    assert [(text.get_position()[0], text.get_text()) for text in cells.texts] == [(5, "="), (6, "="), (7, "=")]
+    [picture] = cells.images
+    assert tuple(picture.get_extent()[:2]) == (4.5, 7.5)
+    assert picture.get_array().shape[1] == 3
 
 
 def test_what_must_be_equal_is_marked_and_counted():
@@ -296,4 +299,6 @@ def test_more_lines_than_a_page_holds_are_those_with_the_largest_excess():
     lines = [label.get_text() for ax in figure.axes for label in ax.get_yticklabels() if label.get_text()]
     assert len(lines) == MOST
     assert {rows[place]["name"].partition(".")[2] for place in (3, -3)} <= set(lines)
+    order = [row["name"].partition(".")[2] for row in rows]
+    assert lines == sorted(lines, key=order.index)
     assert f"{MOST} of {len(rows)} checkpoints" in words_of(figure)

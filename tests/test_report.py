@@ -64,6 +64,7 @@ def assert_nothing_foreign(source):
     assert page.tags.count("style") == 1
     assert not {"iframe", "object", "base", "form-action"} & set(page.tags)
     assert not [key for key, _ in page.attributes if key.startswith("on") or key in ("style", "srcdoc")]
+    assert all(re.fullmatch("[a-z][a-z-]*[0-9]?", key) for key, _ in page.attributes)
     sources = [value for key, value in page.attributes if key == "src"]
     assert len(sources) == page.tags.count("img")
     assert all(re.fullmatch("data:image/png;base64,[A-Za-z0-9+/=]+", value) for value in sources)
@@ -305,6 +306,7 @@ def test_inputs_in_a_few_words(component, text):
 
 def test_inputs_that_are_not_known_are_not_spoken_of():
     assert size_of({}) == ""
+    assert size_of({"pictures": [[150, 200]], "inside": [1, 3]}) == "1 picture given, 150 × 200, inside steps 1, 3"
     assert size_of({"something": 3, "prompts": [], "pictures": [], "strength": None}) == ""
 
 
