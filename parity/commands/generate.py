@@ -319,7 +319,7 @@ def _make(pipeline: Pipeline, request: Request, root: Path, err: Console) -> Res
 def _progress(err: Console) -> Iterator[Callable[..., None]]:
     """A bar on a terminal, a line for each step elsewhere; the function given is told stage, steps done, all steps."""
     if not err.is_terminal:
-        yield lambda stage, done=0, steps=0: err.print(STAGES[stage], f"{done}/{steps}" if steps else "")
+        yield lambda stage, done=0, steps=0: err.print(f"{STAGES[stage]} {done}/{steps}" if steps else STAGES[stage])
         return
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
