@@ -74,7 +74,7 @@ def test_two_cases_of_one_name(tmp_path):
 
 
 def test_an_unknown_suite_lists_the_known_ones():
-    with pytest.raises(UsageError, match="no suite 'defualt'; known: default"):
+    with pytest.raises(UsageError, match="no suite 'defualt'; known: all, default, edit"):
         suite.load("defualt")
 
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ..prompts import Prompter
 from ..scheduler import FlowMatchEulerDiscreteScheduler, SchedulerConfig
-from ..text_encoder import load_text_encoder
+from ..text_encoder import StreamedTextEncoder, load_text_encoder
 from ..vae import load_vae
 from ..vision import load_vision
 from ..vision_preprocess import Settings, load_settings
@@ -25,8 +25,11 @@ LOADERS: dict[str, Callable[[Path, str], Any]] = {
     "vision": load_vision,
     "vae_encoder": partial(load_vae, directions=("encode",)),
     "vae_decoder": partial(load_vae, directions=("decode",)),
+    "text_encoder_streamed": StreamedTextEncoder,
     "transformer": load_transformer,
 }
+# With little memory. A prompt goes through the text encoder once or twice: its layers may as well come one at a time.
+_INSTEAD = {"text_encoder": "text_encoder_streamed"}
 
 
 class Components:
@@ -54,7 +57,8 @@ class Components:
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:
-        """One of `LOADERS` with its weights in memory."""
+        """One of `LOADERS`, ready to be called."""
+        name = _INSTEAD.get(name, name) if self.low_memory else name
         if name not in self._loaded:
             # Only now has the component before this one let go of its arrays.
             mx.clear_cache()
