@@ -151,6 +151,8 @@ def _excess_panel(ax: Axes, run: Mapping[str, Any], section: Section, colours: T
 def heatmap_figure(run: Mapping[str, Any], entry: Entry, section: Section, colours: Theme) -> Figure:
     """Excess of every checkpoint, kind by index; what was not judged is hatched, sources are framed."""
     text = "excess of each checkpoint: its error in units of the floor, the reference's own error in this dtype"
+    if all(map(is_exact, section.rows)):
+        text = "every checkpoint of this component must equal the reference bit for bit"
     figure = page(run, colours, "Where the port departs", text, what=heading(entry, section))
     others = section.others if len(section.others) <= FEW else []
     edges = excess_edges(*limits(run))
