@@ -79,7 +79,7 @@ def call(argv: list[str]) -> int:
         err.print(f"{message} See parity --help.", markup=False)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        err.print("interrupted; the same command resumes a run")
+        err.print("interrupted; the same `parity run` goes on where it stopped", markup=False)
         return 130
     except BrokenPipeError:
         return EXIT_INTERNAL

@@ -9,8 +9,8 @@ from mini import CONFIG, write_checkpoint
 
 from mlx_impl.port import MlxPort
 from parity import bench, stopwatch
-from parity.components.transformer import TransformerCase
 from parity.cli import call
+from parity.components.transformer import TransformerCase
 from parity.errors import ParityError
 from parity.names import qwen_image_transformer
 from parity.ports import open_port

@@ -63,7 +63,9 @@ def test_a_transformer_alone_is_a_model_for_suites_that_need_no_more(model):
 def test_everything_that_is_missing_is_said_at_once(model):
     (model / "scheduler" / "scheduler_config.json").unlink()
     (model / "vae" / "config.json").unlink()
-    with pytest.raises(WeightsError, match=r"lacks vae/config.json, scheduler/scheduler_config.json; found model_index"):
+    with pytest.raises(
+        WeightsError, match=r"lacks vae/config.json, scheduler/scheduler_config.json; found model_index"
+    ):
         model_folder.inspect(model, WHOLE)
     (model / "processor" / "preprocessor_config.json").unlink()
     with pytest.raises(WeightsError, match=r"lacks processor/.*; only the editing models"):
