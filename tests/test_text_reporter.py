@@ -122,3 +122,13 @@ def test_markdown_has_a_column_of_components_and_a_table_of_pictures(tmp_path):
     ]  # fmt: skip
     assert rows[-3][0] == "picture"
     assert rows[-1][:2] == ["a|b", "float32"]
+
+
+def test_columns_stand_closer_before_a_name_is_broken(capsys):
+    run = sample_run.clean(cases=("image-unguided",), **SMALL)
+    loose = next(line for line in table(run, capsys).splitlines() if line.startswith("image-unguided"))
+    run["cases"][0]["counts"] |= {"compared": 12209, "expected": 12209}
+    tight = next(line for line in table(run, capsys).splitlines() if line.startswith("image-unguided"))
+    assert "image-unguided  float32  isolated" in loose
+    assert "image-unguided float32 isolated" in tight
+    assert "12209/12209" in tight

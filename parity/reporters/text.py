@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,8 +18,6 @@ from parity.sections import component_title, group_of, is_exact
 
 STYLE = {"parity": "bold green", "divergence": "bold red", "incomplete": "bold yellow"}
 SOURCES_SHOWN = 6
-# Letters of a case's name beside two spaces between columns, in 80 columns.
-ROOM = 14
 
 
 @contextmanager
@@ -70,7 +67,9 @@ def print_table(run: Mapping[str, Any]) -> None:
     out = Console(highlight=False)
     if run["weights"]["synthetic"]:
         out.print(Text(f"Synthetic weights ({run['weights']['preset']}): random numbers, calibrated.", "yellow"))
-    out.print(_cases_table(run["cases"]))
+    wide = _cases_table(run["cases"], tight=False)
+    fits = out.measure(wide, options=out.options.update(width=1000)).maximum <= out.width
+    out.print(wide if fits else _cases_table(run["cases"], tight=True))
     for line in legend(run["cases"]):
         out.print(Text(line, "dim"))
     pictures = pictures_of(run)
@@ -84,10 +83,12 @@ def print_table(run: Mapping[str, Any]) -> None:
     out.print(Text(run["sentence"], STYLE[run["verdict"]]))
 
 
-def _cases_table(cases: Sequence[Mapping[str, Any]]) -> Table:
-    """A line an entry; where there are several components, each below its name."""
-    # Long names leave room for one space between columns only.
-    tight = max((cell_len(case["name"]) for case in cases), default=0) > ROOM
+def _cases_table(cases: Sequence[Mapping[str, Any]], *, tight: bool) -> Table:
+    """A line an entry; where there are several components, each below its name.
+
+    Args:
+        tight: one space between columns, not two.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0) if tight else (0, 1))
     for name in ("case", "dtype", "mode"):
         table.add_column(name, overflow="fold")
