@@ -76,16 +76,18 @@ def test_one_component_at_a_time_makes_the_same_picture(name, loaded):
     np.testing.assert_array_equal(careful.images, plain.images)
 
 
-def test_the_peak_is_that_of_the_largest_component(loaded):
-    """Here activations count too: the largest component and a few of its arrays, far from the sum."""
+def test_the_peak_is_that_of_one_component(loaded):
+    """Here activations count too."""
     folder = write_pipeline()
     before = mx.get_active_memory()
-    careful = open_pipeline(folder, "float32", low_memory=True).run(REQUESTS["text"])
-    largest = max(own for *_, own in loaded)
-    total = sum(own for *_, own in loaded)
-    assert careful.peak_bytes - before < largest + (total - largest) / 3
-    plain = open_pipeline(folder, "float32").run(REQUESTS["text"])
-    assert plain.peak_bytes - before > total
+    plain = open_pipeline(folder, "float32").run(REQUESTS["text"]).peak_bytes - before
+    sizes = [own for *_, own in loaded]
+    gc.collect()
+    mx.clear_cache()
+    careful = open_pipeline(folder, "float32", low_memory=True).run(REQUESTS["text"]).peak_bytes - before
+    assert plain > sum(sizes)
+    # The text encoder, of which only a layer is in memory at a time, is the largest of this small model.
+    assert careful < sum(sizes) / 2 < max(sizes)
 
 
 def test_components_are_loaded_once_and_used_again(loaded):
