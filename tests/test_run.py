@@ -92,7 +92,7 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(run, monkeypatch):
     monkeypatch.setattr(engine, "iterate", cut)
     code, _, err, folder = run()
     assert (code, stages) == (130, ["embed", "block.00"])
-    assert "resumes" in err
+    assert "goes on where it stopped" in err
     assert not (folder / "parity.json").exists()
 
     again = []

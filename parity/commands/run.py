@@ -87,14 +87,15 @@ def _default_out(suite: str, plan: dict) -> Path:
 
 
 def _render(result: dict, folder: Path, err: Console) -> Path:
-    """The page, and the plots of the cases that one looks at first; ``parity plot`` draws them all."""
+    """The page, and the plots of the cases that one looks at first, one a component; ``parity plot`` draws all."""
     from parity.plots import render_plots
     from parity.report import render_report
 
-    first = result["first_divergence"] or result["cases"][0]
-    shown = first.get("case", first.get("name"))
+    first = {case["component"]: case["name"] for case in reversed(result["cases"])}
+    if diverged := result["first_divergence"]:
+        first = {"": diverged["case"]}
     with err.status("drawing plots and report"):
-        of_shown = result | {"cases": [case for case in result["cases"] if case["name"] == shown]}
+        of_shown = result | {"cases": [case for case in result["cases"] if case["name"] in first.values()]}
         render_plots(of_shown, folder / "plots", force=True)
         return render_report(result, folder / "report.html", force=True)
 
