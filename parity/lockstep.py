@@ -169,8 +169,10 @@ class Lockstep:
         }
         result = StageResult(rows, stats=stats, pictures=pictures)
         if "candidate" in prepared.after and "truth" in prepared.after:
-            after = prepared.after
-            result.growth = (_chain_error(chains, chains["reference"]), _chain_error(after, after["reference"]))
+            before, after = chains["reference"], prepared.after["reference"]
+            # What a stage hands on as it got it says nothing about the stage.
+            passed = {key for key in before if before[key] is after.get(key)}
+            result.growth = (_chain_error(chains, passed), _chain_error(prepared.after, passed))
         return result
 
     def _run_truth(self, stage: str, names: tuple[str, ...], chains: Chains, prepared: Prepared) -> None:
@@ -368,13 +370,13 @@ def _largest(floor: Mapping[str, Error], resolution: float) -> tuple[str, float]
 _STILL = (*CONSTANT, "controlnet.", "temb")
 
 
-def _chain_error(chains: Chains, template: Mapping[str, np.ndarray]) -> float:
-    """Relative RMSE of the candidate's chain against the truth's, rms over the moving tensors."""
+def _chain_error(chains: Chains, passed: set[str]) -> float:
+    """Relative RMSE of the candidate's chain against the truth's, rms over the tensors that are not passed on."""
     truth, candidate = chains["truth"], chains["candidate"]
     squares = [
         error(candidate[key], truth[key]).rel_rmse ** 2
-        for key, array in template.items()
-        if array.ndim >= 2 and array.dtype in DTYPES.values() and not key.startswith(_STILL)
+        for key, array in chains["reference"].items()
+        if array.ndim >= 2 and array.dtype in DTYPES.values() and key not in passed and not key.startswith(_STILL)
         and key in candidate and candidate[key].shape == truth[key].shape
     ]  # fmt: skip
     return math.sqrt(sum(squares) / len(squares)) if squares else math.nan
