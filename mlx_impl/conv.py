@@ -116,6 +116,4 @@ def _patches(x: mx.array, kernel: Sequence[int], stride: Sequence[int], out: Seq
         steps.insert(0, steps[0] * n)
     per_picture, *per_axis, per_channel = steps
     moved = [step * s for step, s in zip(per_axis, stride, strict=True)]
-    return mx.as_strided(
-        x, (batch, *out, *kernel, channels), (per_picture, *moved, *per_axis, per_channel)
-    )  # fmt: skip
+    return mx.as_strided(x, (batch, *out, *kernel, channels), (per_picture, *moved, *per_axis, per_channel))

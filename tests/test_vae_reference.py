@@ -123,6 +123,8 @@ def test_half_precision_convolutions_are_rounded_once():
             bias = torch.randn(4, generator=draw).to(dtype)
             with precision.mode("default", dtype, torch.device("cpu")):
                 y = function(x, weight, bias, padding=1)
+                # Weights that are widened once, not at each call.
+                assert torch.equal(function(x, weight.float(), bias, padding=1), y)
             wide = function(x.double(), weight.double(), bias.double(), padding=1)
             assert y.dtype == dtype
             assert (y == wide.to(dtype)).float().mean() > 0.99
