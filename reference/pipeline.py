@@ -276,7 +276,9 @@ def step(
     latents, timesteps = state["latents"], state["sched.timesteps"]
     scheduler.sigmas, scheduler.timesteps = state["sched.sigmas"], timesteps
     scheduler.set_begin_index(index)
-    timestep = timesteps[index].expand(len(latents)).to(hold) / 1000
+    timestep = timesteps[index].expand(len(latents)).to(hold)
+    # CUDA multiplies by the divisor's reciprocal and may be one unit off; the truth is divided.
+    timestep = (timestep.cpu() / 1000).to(latents.device) if latents.dtype == torch.float64 else timestep / 1000
     with scope(f"step.{index:02d}"):
         timestep = tap("timestep", timestep.to(latents.dtype))
         noise_pred = tap("cond", _predict(model, "cond", "prompt", state, timestep))

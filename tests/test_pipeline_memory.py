@@ -3,6 +3,8 @@
 # isort: off
 import mlx_impl  # noqa: F401 - first, since it puts the BLAS in place
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 # isort: on
 
 import gc
@@ -43,7 +45,8 @@ def loaded(monkeypatch):
         def load_it(root, dtype):
             before = mx.get_active_memory()
             model = load(root, dtype)
-            found.append((name.removesuffix("_streamed"), before, mx.get_active_memory() - before))
+            weights = tree_flatten(model.parameters()) if isinstance(model, nn.Module) else []
+            found.append((name.removesuffix("_streamed"), before, sum(array.nbytes for _, array in weights)))
             return model
 
         return load_it

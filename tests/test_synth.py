@@ -27,7 +27,7 @@ from reference.calibration import (
     wanted,
 )
 from reference.port import ReferencePort
-from reference.presets import PRESETS, Preset
+from reference.presets import FORMAT, PRESETS, Preset
 from reference.synthetic_transformer import write
 from reference.transformer import instrument
 from reference.weights import INDEX
@@ -234,7 +234,7 @@ class RivalFirst:
 
     def __call__(self, preset, seed, folder, progress):
         self.calls += 1
-        rival = folder.parent / f"mini-s{seed}-v1"
+        rival = folder.parent / f"mini-s{seed}-v{FORMAT}"
         rival.mkdir()
         self.real(preset, 99, rival)
         return self.real(preset, seed, folder, progress)
@@ -288,7 +288,7 @@ def test_command_prints_the_table_and_the_folder_last(preset, capsys, tmp_path):
     assert max(map(len, lines[:-1])) <= 80
     assert call(["synth", "mini", "--out", str(tmp_path / "out")]) == 2
     assert call(["synth", "huge"]) == 2
-    with pytest.raises(UsageError, match="no synthetic preset 'huge'; there are: tiny, wide, mini"):
+    with pytest.raises(UsageError, match="no synthetic preset 'huge'; there are: tiny, tiny-edit, wide, mini"):
         synth.ensure("huge")
 
 
