@@ -6,6 +6,7 @@ what one computes. Keys, shapes and dtypes of the states are given in ``parity.p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from parity.tap import Recorder, recording
 State = dict[str, np.ndarray]
 
 
-class StagedSession:
+class StagedSession(ABC):
     """One component in one dtype. A subclass gives `stages`, `load_stage`, `free_stage` and `compute`.
 
     Args:
@@ -32,17 +33,17 @@ class StagedSession:
         self.dtype, self.hold = dtype, hold
         self._loaded: set[str] = set()
 
+    @abstractmethod
     def load_stage(self, stage: str) -> None:
         """Bring the stage's weights into memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def free_stage(self, stage: str) -> None:
         """Let go of the stage's weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, stage: str, state: dict[str, Any]) -> dict[str, mx.array]:
         """The whole state after the stage; entries that are the same objects as in `state` are passed on."""
-        raise NotImplementedError
 
     def take(self, key: str, array: np.ndarray) -> Any:
         """One array of a state as the model takes it: rotary tables in float32, other floats in the dtype."""

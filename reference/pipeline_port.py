@@ -34,8 +34,9 @@ class PipelineSession(StagedSession):
         super().__init__(None, device, dtype, hold)
         self._components = Components(folder, device, dtype, hold)
 
-    def load(self, stage: str) -> None:
-        """Components are loaded when the stage comes to them: which ones is the request's."""
+    def parts(self, stage: str) -> list[tuple[str, torch.nn.Module]]:
+        """None of its own: components are loaded when the stage comes to them; which ones is the request's."""
+        return []
 
     def free(self, stage: str) -> None:
         """See `StagedSession.free`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ DTYPES = {
 }
 
 
-class StagedSession:
+class StagedSession(ABC):
     """One component of the reference in one dtype. A subclass gives `stages`, `parts` and `compute`.
 
     Args:
@@ -36,13 +37,13 @@ class StagedSession:
     def __init__(self, shards: Shards | None, device: torch.device, dtype: torch.dtype, hold: torch.dtype) -> None:
         self.shards, self.device, self.dtype, self.hold = shards, device, dtype, hold
 
+    @abstractmethod
     def parts(self, stage: str) -> list[tuple[str, torch.nn.Module]]:
         """(prefix of the checkpoint's keys, module) of everything with weights that a stage owns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, stage: str, state: dict[str, Any]) -> dict[str, Any]:
         """The whole state after the stage; entries that are the same objects as in `state` are passed on."""
-        raise NotImplementedError
 
     def take(self, key: str, array: np.ndarray) -> Any:
         """One array of a state as the model takes it: rotary tables in float32, other floats in the dtype.
