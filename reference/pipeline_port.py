@@ -138,7 +138,7 @@ class Components:
 
 
 class _Whole(StagedSession):
-    """A module that is not run in stages."""
+    """A module with its weights, for callers that run it themselves."""
 
     stages = ("all",)
 
@@ -149,6 +149,10 @@ class _Whole(StagedSession):
     def parts(self, stage: str) -> list[tuple[str, torch.nn.Module]]:
         """See `StagedSession.parts`."""
         return list(self.module.named_children())
+
+    def compute(self, stage: str, state: dict[str, Any]) -> dict[str, Any]:
+        """See `StagedSession.compute`: the module is not run here."""
+        return state
 
 
 def _through(session: StagedSession, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
