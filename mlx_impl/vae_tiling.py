@@ -29,6 +29,8 @@ Layer = Callable[[mx.array], mx.array]
 
 # Height and width of a tile in pixels. At coarser resolutions, which have more channels, it holds as many values.
 TILE = 256
+# Pixels of the largest picture that pipelines take whole: above it tiles halve the memory, and cost no time.
+LARGEST_WHOLE = 512 * 512
 
 
 def decode(model: AutoencoderKLQwenImage, z: mx.array, *, tile: int = TILE) -> mx.array:

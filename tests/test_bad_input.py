@@ -156,7 +156,7 @@ def test_what_is_mistyped(fails, good, argv, code, message):
 
 
 def test_an_unknown_suite(fails, good):
-    assert "no suite 'nightly'; known: default" in fails(2, "run", "--weights", good, suite="nightly")
+    assert "no suite 'nightly'; known: all, default" in fails(2, "run", "--weights", good, suite="nightly")
 
 
 # What Python does with a module that is None there is what it does with one that is not installed.

@@ -75,7 +75,8 @@ def test_one_component_at_a_time_makes_the_same_picture(name, loaded):
     plain = open_pipeline(folder, "float32").run(request)
     assert [name for name, *_ in loaded] == ORDER[name]
     together = sum(own for *_, own in loaded[:-1])
-    assert loaded[-1][1] - before >= together, "without low_memory everything that was used stays"
+    # A cached table of before may go meanwhile: half a component of slack, as above.
+    assert loaded[-1][1] - before > together - smallest / 2, "without low_memory everything that was used stays"
     np.testing.assert_array_equal(careful.images, plain.images)
 
 

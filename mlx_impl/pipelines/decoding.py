@@ -12,7 +12,8 @@ import numpy as np
 
 from parity.tap import scope, tap
 
-from .latents import unpack
+from .. import vae_tiling
+from .latents import PIXELS_PER_TOKEN, unpack
 
 if TYPE_CHECKING:
     from ..vae import AutoencoderKLQwenImage
@@ -26,7 +27,9 @@ def decode(vae: AutoencoderKLQwenImage, latents: mx.array, grid: tuple[int, int,
         grid: (frames, rows, columns) in tokens.
     """
     _, rows, columns = grid
-    pictures = vae.decode(vae.denormalize(unpack(latents, rows, columns)[:, None]))[:, 0]
+    unpacked = vae.denormalize(unpack(latents, rows, columns)[:, None])
+    whole = rows * columns * PIXELS_PER_TOKEN**2 <= vae_tiling.LARGEST_WHOLE
+    pictures = (vae.decode(unpacked) if whole else vae_tiling.decode(vae, unpacked))[:, 0]
     with scope("pipeline"):
         return tap("image", mx.clip(pictures * 0.5 + 0.5, 0, 1))
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from parity.tap import scope, tap
 
+from .. import vae_tiling
 from ..prompts import encode
 from ..vision_preprocess import Grid, preprocess
 from .latents import noise, pack, token_grid, unpack
@@ -97,7 +98,8 @@ def encode_picture(components: Components, picture: np.ndarray, posterior_noise:
     _, rows, columns = token_grid(*picture.shape[2:])
     pixels = mx.array(picture).astype(components.dtype).transpose(0, 2, 3, 1)
     with components.use("vae_encoder") as vae:
-        moments = vae.encode(pixels[:, None])
+        whole = pixels.shape[1] * pixels.shape[2] <= vae_tiling.LARGEST_WHOLE
+        moments = vae.encode(pixels[:, None]) if whole else vae_tiling.encode(vae, pixels[:, None])
         if posterior_noise is None:
             latents = vae.normalize(moments.mean, divide=True)
         else:
