@@ -118,3 +118,14 @@ modes = ["accumulated"]
         read(tmp_path, both.replace('"transformer"\nname', '"brain"\nname'))
     with pytest.raises(UsageError, match="case is no list"):
         read(tmp_path, both.replace("[[case]]", "[case]"))
+
+
+def test_chosen_steps_of_pipelines_are_looked_into():
+    whole = suite.load("pipeline")
+    chosen = whole.narrowed(["unguided"], inside=[-1, 0, 0]).cases
+    assert [planned.case.inside for planned in chosen] == [(0, 1)]
+    assert whole.narrowed(["unguided"]).cases[0].case.inside == ()
+    with pytest.raises(UsageError, match=r"inside \(9,\) is not within the 2 steps"):
+        whole.narrowed(["unguided"], inside=[9])
+    with pytest.raises(UsageError, match="suite 'text' has no pipeline here to look inside of"):
+        suite.load("text").narrowed(inside=[0])
