@@ -110,15 +110,6 @@ def preprocess_mask(
     return (grey >= 0.5).astype(np.float32)
 
 
-def masked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What stays of a picture: 0, a middle grey, where it is made anew.
-
-    Args:
-        image: B 3 H W from `preprocess`. mask: B 1 H W from `preprocess_mask`.
-    """
-    return image * (mask < 0.5).astype(np.float32)
-
-
 def latent_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """A mask over latents: the nearest value above and to the left of each.
 

@@ -88,11 +88,11 @@ def _verdict(row: Row, limits: Thresholds, *, exact: bool) -> Row:
     if row["shape"] != row["expected_shape"]:
         expected, found = (tuple(row[key]) for key in ("expected_shape", "shape"))
         return _said("diverged", f"shape {found}, expected {expected}")
-    if exact:
-        return _must_equal(row)
     reference, candidate = row["reference"], row["candidate"]
     if reference["nan"] or reference["inf"] or not math.isfinite(row["floor"]):
         return _said("uncertain", "the reference itself is not finite here")
+    if exact:
+        return _must_equal(row)
     bad = candidate["nan"] + candidate["inf"]
     if bad or not math.isfinite(row["rel_rmse"]):
         return _said("diverged", f"{bad} values are not finite where the reference's are")
@@ -108,6 +108,8 @@ def _verdict(row: Row, limits: Thresholds, *, exact: bool) -> Row:
 
 
 def _must_equal(row: Row) -> Row:
+    if row["mismatches"] is None:
+        return _said("uncertain", "its values were not compared")
     if row["mismatches"]:
         found = _said("diverged", f"{row['mismatches']} of {math.prod(row['shape'])} values differ; all must be equal")
         return found | {"excess": math.inf, "peak_excess": math.inf}

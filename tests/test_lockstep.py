@@ -1,5 +1,6 @@
 """The engine, on a toy model in numpy: what it compares with what, and what it does with faults."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,22 @@ def test_the_statistics_of_both_sides_are_kept_for_the_trace():
     stats = results["block.00"].stats
     assert stats["candidate"]["mid"].absmax == pytest.approx(2 * stats["reference"]["mid"].absmax)
     assert sum(stats["candidate"]["mid"].histogram) == stats["candidate"]["mid"].count
+
+
+def test_what_must_be_equal_is_held_against_the_reference_and_not_the_truth():
+    """GIVEN a port equal to the reference, whose float32 differs from the float64 truth, THEN nothing differs."""
+    graph = replace(GRAPH, exact=frozenset({"img_in"}), pictures=("final",))
+
+    def first(candidate):
+        unit = Unit(CASE, "float32", BOTH, graph, draws=1)
+        lockstep = Lockstep(unit, ToyPort(), candidate, Path())
+        chains = lockstep.start(CASE.inputs({"transformer": {"in_channels": 16, "joint_attention_dim": 4}}, "float32"))
+        results = [result for _, _, result in iterate(lockstep, chains, 0)]
+        return results[0].rows["isolated"][0], results[-1].pictures
+
+    row, pictures = first(ToyPort())
+    assert (row["mismatches"], row["rel_rmse"], row["floor"], row["floor_by"]) == (0, 0.0, 0.0, "exact")
+    np.testing.assert_array_equal(*pictures["final"])
+    row, pictures = first(ToyPort({"img_in": lambda x: np.where(x == x.max(), np.nextafter(x, np.float32(99)), x)}))
+    assert row["mismatches"] == 1
+    assert not np.array_equal(*pictures["final"])

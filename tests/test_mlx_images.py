@@ -84,11 +84,9 @@ def test_masks(mode):
         assert set(np.unique(got)) == {0, 1}
 
 
-def test_a_masked_picture_and_its_mask_over_latents():
-    given = picture((96, 48)), picture((96, 48), seed=5).convert("L")
-    theirs, their_mask = PICTURES.preprocess(given[0], 48, 96), MASKS.preprocess(given[1], 48, 96)
-    ours, our_mask = images.preprocess(given[0], 48, 96), images.preprocess_mask(given[1], 48, 96)
-    np.testing.assert_array_equal(images.masked_image(ours, our_mask), (theirs * (their_mask < 0.5)).numpy())
+def test_a_mask_over_latents():
+    given = picture((96, 48), seed=5).convert("L")
+    their_mask, our_mask = MASKS.preprocess(given, 48, 96), images.preprocess_mask(given, 48, 96)
     for size in ((6, 12), (48, 96), (12, 8)):
         expected = torch.nn.functional.interpolate(their_mask, size=size).numpy()
         np.testing.assert_array_equal(images.latent_mask(our_mask, *size), expected)

@@ -116,3 +116,17 @@ def test_nothing_to_compare_is_an_error():
         stats.distance(np.ones((0, 3)), np.ones((0, 3)))
     with pytest.raises(ValueError, match="nothing to measure"):
         stats.describe(np.ones((0, 3)))
+
+
+def test_unequal_values_are_counted_whatever_their_type():
+    ids = np.arange(20_000).reshape(2, -1)
+    assert stats.mismatches(ids, ids.astype(np.int32)) == 0
+    other = ids.copy()
+    other[1, [3, 9_999]] += 1
+    assert stats.mismatches(ids, other) == 2
+    x = np.array([0.0, np.nan, np.inf, 1.0], np.float32)
+    assert stats.mismatches(x, np.array([-0.0, np.nan, np.inf, 1.0], np.float32)) == 0
+    assert stats.mismatches(x, np.array([0.0, 0.0, -np.inf, np.nextafter(np.float32(1), 2)], np.float32)) == 3
+    assert stats.mismatches(np.array([True, False]), np.array([True, True])) == 1
+    with pytest.raises(ValueError, match="differ"):
+        stats.mismatches(ids, ids[:1])

@@ -1,6 +1,7 @@
 """Verdicts, sources and counts. Every green case has a twin that must be red."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -149,3 +150,41 @@ def test_exchanged_shift_and_scale_start_at_modulated():
     judged = verdict.judge(rows, graph, isolated=False)
     found = [r["name"] for r in judged if r["source"]]
     assert found[:2] == ["block.00.img.modulated", "block.00.txt.modulated"]
+
+
+EXACT = {"floor": 0.0, "peak_floor": 0.0, "rel_rmse": 0.0, "peak": 0.0, "mismatches": 0}
+
+
+def exactly(**changes):
+    """The verdict on the first checkpoint, which must equal the reference bit for bit."""
+    first = CHAIN.expected[0]
+    graph = replace(CHAIN, exact=frozenset({first}))
+    rows = [row(name, **(EXACT | changes if name == first else {})) for name in CHAIN.expected]
+    return verdict.judge(rows, graph, isolated=False)[0]
+
+
+def test_values_that_must_be_equal_match_only_where_none_differs():
+    assert (exactly()["verdict"], exactly()["excess"]) == ("match", 0.0)
+    off = exactly(mismatches=1, rel_rmse=1e-12)
+    assert (off["verdict"], off["source"], off["excess"]) == ("diverged", True, math.inf)
+    assert off["reason"] == "1 of 6 values differ; all must be equal"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"mismatches": None}, "uncertain"),
+        ({"reference": {"nan": 1, "inf": 0}}, "uncertain"),
+        ({"shape": [3, 2], "mismatches": None}, "diverged"),
+        ({"status": "missing", "candidate": None, "mismatches": None}, "missing"),
+    ],
+)
+def test_equality_that_was_not_seen_is_no_match(change, expected):
+    assert exactly(**change)["verdict"] == expected
+
+
+def test_a_graph_does_not_promise_equality_of_what_it_does_not_know():
+    with pytest.raises(ValueError, match="outside the graph"):
+        replace(CHAIN, exact=frozenset({"stranger"}))
+    with pytest.raises(ValueError, match="outside the graph"):
+        replace(CHAIN, pictures=("stranger",))
