@@ -21,6 +21,7 @@ from parity.tap import scope, tap
 
 from . import ops
 from .mrope import rotary_table, rotate
+from .qwen2_layers import RMSNorm
 from .text_config import TextEncoderConfig
 from .weights import Shards, load_part, mlx_dtype
 
@@ -50,18 +51,6 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: mx.array) -> mx.array:
         return self.weight[ids]
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, rounded to the dtype before the weights multiply. weight: D."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = mx.ones((width,))
-        self._eps = eps
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return ops.rms_norm(x, mx.ones((x.shape[-1],), x.dtype), self._eps) * self.weight
 
 
 class Attention(nn.Module):

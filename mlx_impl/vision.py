@@ -23,10 +23,10 @@ from parity.tap import scope, tap
 
 from . import ops
 from .layers import Linear, chain
+from .qwen2_layers import RMSNorm
 from .vision_layout import Grid, Segments, check_grids, frames, rotary_table, segments, windows
 from .weights import Shards, load_part, mlx_dtype
 
-EPS = 1e-6
 # Attention on the CPU passes over its scores a dozen times: so many of them at a time stay in its cache.
 SCORES_LIMIT = 2**20
 
@@ -150,17 +150,6 @@ class PatchEmbed(nn.Module):
 
     def __call__(self, pixels: mx.array) -> mx.array:
         return self.proj(pixels)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, rounded before the weight multiplies it. weight: D."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = mx.ones((width,))
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.weight * ops.rms_norm(x, mx.ones_like(self.weight), EPS)
 
 
 class MLP(nn.Module):

@@ -10,6 +10,7 @@ import mlx.core as mx
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +68,7 @@ def planted(fault, monkeypatch):
     """A port with one fault."""
     real_segments, real_windows, real_settings = vision.segments, vision.windows, vision_port.load_settings
     place, name, instead = {
-        "epsilon": (vision, "EPS", 1e-2),
+        "epsilon": (vision, "RMSNorm", partial(vision.RMSNorm, eps=1e-2)),
         "rotation": (vision, "rotate_halves", lambda x, table: x),
         "windows": (vision, "segments", lambda bounds: real_segments((0, bounds[-1]))),
         "mean": (vision_port, "load_settings", lambda root: replace(real_settings(root), image_mean=(0.48, 0.46, 0.4))),
