@@ -23,6 +23,7 @@ from parity.names import Graph, parse
 from parity.ports import Port, Session, State
 from parity.rounding import CONSTANT, jitter, round_state
 from parity.stats import ArrayStats, Error, describe, distance, error, mismatches, unit_roundoff
+from parity.timing import Clock, Timed
 
 Row = dict[str, Any]
 Chains = dict[str, State]
@@ -56,12 +57,14 @@ class StageResult:
         growth: stage error in and out of the candidate's chain, in relative RMSE.
         stats: side -> full statistics by checkpoint, for the trace.
         pictures: checkpoint -> the reference's and the candidate's, B H W 3 in 0…1, where each port fed itself.
+        seconds: ``SIDE.load``, ``SIDE.run`` of truth, reference and candidate, and ``stage`` for all of it.
     """
 
     rows: dict[str, list[Row]]
     growth: tuple[float, float] | None = None
     stats: dict[str, dict[str, ArrayStats]] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -116,11 +119,16 @@ class Lockstep:
     def __init__(self, unit: Unit, reference: Port, candidate: Port, weights: Path) -> None:
         self.unit = unit
         component = unit.case.component
-        self._reference = reference.open(weights, dtype=unit.dtype, component=component)
-        self._truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype, component=component)
-        self._candidate = _opened(candidate, weights, unit.dtype, component)
+        self._clock = Clock()
+        self._reference = self._timed(reference.open(weights, dtype=unit.dtype, component=component), "reference")
+        truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype, component=component)
+        self._truth = self._timed(truth, "truth")
+        self._candidate = self._timed(_opened(candidate, weights, unit.dtype, component), "candidate")
         self._precisions = reference.precisions(unit.dtype)[1:]
         self.stages = unit.graph.stages
+
+    def _timed(self, session: Session, side: str) -> Session:
+        return Timed(session, side, self._clock)
 
     def start(self, inputs: Mapping[str, np.ndarray]) -> Chains:
         """The chains before the first stage, from the inputs in the run's dtype."""
@@ -140,8 +148,10 @@ class Lockstep:
         Returns:
             the chains after the stage, and what was measured.
         """
-        prepared = self.prepare(stage, chains)
-        result = self.measure(stage, chains, prepared)
+        with self._clock.on("stage"):
+            prepared = self.prepare(stage, chains)
+            result = self.measure(stage, chains, prepared)
+        result.seconds = self._clock.take()
         return prepared.after, result
 
     def prepare(self, stage: str, chains: Chains) -> Prepared:

@@ -59,7 +59,7 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
 
     Args:
         cases: with measured rows.
-        about: weights, environment, suite, command, started, seconds.
+        about: weights, environment, suite, command, started, seconds, resources.
         table: documented ranges.
     """
     judged = [judge_case(case, table) for case in cases]
@@ -87,12 +87,12 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
     return from_json(to_json(run))
 
 
-_ABOUT = ("weights", "environment", "suite", "command", "started", "seconds")
+_ABOUT = ("weights", "environment", "suite", "command", "started", "seconds", "resources")
 
 
 def rejudge(run: Mapping[str, Any]) -> Run:
     """The same run judged by this version's rules and constants; nothing is computed again."""
-    return assemble(run["cases"], {key: run[key] for key in _ABOUT}, RangeTable.load("qwen-image"))
+    return assemble(run["cases"], {key: run[key] for key in _ABOUT if key in run}, RangeTable.load("qwen-image"))
 
 
 def sentence(

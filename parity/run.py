@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from parity import result, run_pictures, trace, workers
+from parity import memory, result, run_pictures, trace, workers
 from parity.components import build_graph
 from parity.errors import ResourceError
 from parity.lockstep import Lockstep, StageResult, Unit, iterate
@@ -97,11 +98,14 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
     started, clock = datetime.now(UTC), time.monotonic()
     units = job.units
     _check_room(folder.path, units)
-    found_in = _run_units(job, units, folder, progress)
+    found_in, peak = _run_units(job, units, folder, progress)
     cases = []
+    spent: Counter[str] = Counter()
     for unit in units:
         lines, _ = folder.resume(unit.key)
         cases += _cases(job, unit, lines)
+        for line in lines:
+            spent.update(line["seconds"])
         _write_traces(job, unit, lines, folder.path, found_in)
     about = {
         "weights": job.model.describe(),
@@ -110,23 +114,26 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
         "command": command,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 1),
+        "resources": {"peak_bytes": peak, "spent": {what: round(took, 2) for what, took in sorted(spent.items())}},
     }
     assembled = result.assemble(cases, about, RangeTable.load("qwen-image"))
     folder.finish(assembled)
     return assembled
 
 
-def _run_units(job: Job, units: list[Unit], folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Bring all units onto the disk; gives the environment in which they were run."""
+def _run_units(job: Job, units: list[Unit], folder: RunFolder, progress: Progress) -> tuple[dict[str, Any], int]:
+    """Bring all units onto the disk; gives the environment in which they were run, and the largest process's size."""
     total = sum(len(unit.graph.stages) for unit in units)
     found: dict[str, Any] = {}
-    done = 0
+    done = peak = 0
 
     def told(message: tuple[str, Any]) -> None:
-        nonlocal done
+        nonlocal done, peak
         kind, value = message
         if kind == "environment":
             found.update(value)
+        elif kind == "peak":
+            peak = max(peak, value)
         else:
             done += 1
             progress(*value, done, total)
@@ -138,7 +145,7 @@ def _run_units(job: Job, units: list[Unit], folder: RunFolder, progress: Progres
         for task in tasks:
             for message in task():
                 told(message)
-    return found
+    return found, peak
 
 
 def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
@@ -161,6 +168,7 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
         folder.stage_done(unit.key, entry, after, done)
         yield "stage", (unit.key, stage)
     folder.unit_done(unit.key)
+    yield "peak", memory.peak()
 
 
 def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
@@ -181,7 +189,7 @@ def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
 def _entry(stage: str, found: StageResult) -> dict[str, Any]:
     # vars, not asdict: a deep copy of every histogram takes longer than measuring the array did.
     stats = {side: {name: vars(one) for name, one in of.items()} for side, of in found.stats.items()}
-    return {"stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats}
+    return {"stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats, "seconds": found.seconds}
 
 
 def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -88,5 +88,6 @@ PRESETS = {
         Preset("tiny", **_TINY),
         Preset("tiny-edit", **_TINY, pipeline="QwenImageEditPlusPipeline", zero_cond_t=True),
         Preset("wide", 2, 24, 128, (16, 56, 56), 3584, other_bytes=1_600_000_000),
+        Preset("full", 60, 24, 128, (16, 56, 56), 3584, other_bytes=1_600_000_000, shard_bytes=1_400_000_000),
     )
 }

@@ -93,6 +93,7 @@ def clean(
         },
         "thresholds": dict(THRESHOLDS), "command": "parity run transformer --dtype float32 --dtype bfloat16",
         "suite": "transformer", "started": "2026-01-02T03:04:05Z", "seconds": 81.4,
+        "resources": {"peak_bytes": 1_200_000_000, "spent": {"truth.run": 30.5, "reference.run": 31.0, "stage": 78.0}},
     }  # fmt: skip
     return settle(run)
 

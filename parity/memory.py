@@ -1,0 +1,48 @@
+"""How much memory this process has used at most, and how much it may still take."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_CGROUPS = (
+    # Version 2, then version 1: (limit, use), as a container sees them.
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), "inactive_file"),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+)
+
+
+def peak() -> int:
+    """Largest resident size this process has had, in bytes, with the pages of mapped files."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # getrusage would hand on what the process that started this one had.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def available() -> int:
+    """Bytes that can be taken without swapping: of the machine, and within the container's limit."""
+    return min([psutil.virtual_memory().available, *_of_containers()])
+
+
+def _of_containers() -> Iterator[int]:
+    for limit, used, reclaimable in _CGROUPS:
+        try:
+            cap, taken = int(limit.read_text()), int(used.read_text())
+            stat = dict(line.split() for line in (used.parent / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue  # no such limit, or "max"
+        # Cached files count as used, and are given up when memory is wanted.
+        yield max(cap - taken + int(stat.get(reclaimable, 0)), 0)
