@@ -11,7 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("parity", "reference", "mlx_impl")
 FRAMEWORKS = ("torch", "mlx", "diffusers", "transformers")
 # What a package may take of parity.
-OF_PARITY = {"mlx_impl": ("parity.tap",), "reference": ("parity.tap", "parity.names")}
+OF_PARITY = {
+    "mlx_impl": ("parity.tap", "parity.layouts"),
+    "reference": ("parity.tap", "parity.names", "parity.layouts"),
+}
 # The tokenizer is transformers' own on both sides.
 FOREIGN = {"mlx_impl": ("reference", "torch", "diffusers"), "reference": ("mlx_impl", "mlx")}
 # Files of the toolkit whose functions may import a side when they are called; all others go through a port.
@@ -76,6 +79,7 @@ def test_every_import_follows_an_arrow():
     [
         ("mlx_impl/layers.py", "from parity.names import parse"),
         ("mlx_impl/layers.py", "from parity import stats"),
+        ("mlx_impl/weights.py", "from parity.checkpoint import inspect"),
         ("mlx_impl/layers.py", "import parity.tap, parity"),
         ("mlx_impl/layers.py", "def f():\n    import parity.verdict"),
         ("mlx_impl/layers.py", "from mlx_impl import ops"),
@@ -107,6 +111,8 @@ def test_the_check_itself_finds_what_is_planted(path, planted):
     ("path", "allowed"),
     [
         ("mlx_impl/layers.py", "from parity.tap import tap\nfrom parity import tap\nfrom . import ops\nimport mlx.nn"),
+        ("mlx_impl/weights.py", "from parity.layouts import locate"),
+        ("reference/weights.py", "from parity.layouts.entries import Entry"),
         ("reference/port.py", "from parity.names import parse\nfrom reference import transformer\nimport torch"),
         ("parity/run.py", "import parity.referenced\nfrom parity import mlx\nimport mlxtend, torchlike"),
         ("parity/commands/synth.py", "def f():\n    from reference.presets import PRESETS"),
