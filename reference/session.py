@@ -21,6 +21,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+# Bytes of a weight that is widened when it is loaded: doing it at each use would show.
+_SMALL = 4 << 20
+
 
 class StagedSession(ABC):
     """One component of the reference in one dtype. A subclass gives `stages`, `parts` and `compute`.
@@ -58,15 +61,27 @@ class StagedSession(ABC):
         return tensor.to(self.dtype)
 
     def load(self, stage: str) -> None:
-        """Read the stage's weights, round them to the held dtype, widen to the session's."""
+        """Read the stage's weights, round them to the held dtype, widen to the session's.
+
+        On a CPU those of large linear layers are left to `reference.precision` to widen.
+        """
         for prefix, module in self.parts(stage):
+            linear = _linear_weights(module) if self.device.type == "cpu" else frozenset()
             weights = {
-                key: tensor.to(self.hold).to(device=self.device, dtype=self.dtype)
+                key: self._narrow(tensor) if key in linear else self._wide(tensor)
                 for key, tensor in self.shards.read(prefix + ".")
             }
             module.load_state_dict(weights, strict=True, assign=True)
-            if self.device.type == "cpu" and self.dtype in precisions_.HALF:
-                _widen_linears(module)
+
+    def _wide(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.hold).to(device=self.device, dtype=self.dtype)
+
+    def _narrow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A linear layer's weight on a CPU: held values, in as few bytes as they need; wide where they are few."""
+        held = tensor if torch.promote_types(tensor.dtype, self.hold) == self.hold else tensor.to(self.hold)
+        if tensor.nbytes > _SMALL:
+            return held
+        return held.to(torch.float32 if self.dtype in precisions_.HALF else self.dtype)
 
     def free(self, stage: str) -> None:
         """Give the stage's weights back."""
@@ -90,11 +105,11 @@ class StagedSession(ABC):
         return made | passed, {name: to_numpy(value) for name, value in recorder.values.items()}
 
 
-def _widen_linears(module: torch.nn.Module) -> None:
-    """Hold the weights of linear layers in float32, so that they are widened once, not at each call."""
-    for part in module.modules():
-        if isinstance(part, torch.nn.Linear):
-            part.float()
+def _linear_weights(module: torch.nn.Module) -> frozenset[str]:
+    """Keys of the weights of all linear layers in a module."""
+    return frozenset(
+        f"{name}.weight".removeprefix(".") for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)
+    )
 
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
