@@ -1,10 +1,9 @@
-"""A model's folder as diffusers writes it: which components it has, and their configs, inspected before a run.
+"""A model's folder: which components it has, and their configs, inspected before a run.
 
     model_index.json
-    transformer/  vae/           config.json, diffusion_pytorch_model*.safetensors
-    text_encoder/                config.json, model*.safetensors
-    scheduler/                   scheduler_config.json
-    tokenizer/  processor/       files of the tokenizer and of the picture processor
+    transformer/  vae/  text_encoder/   weights in any layout, and config.json where the layout has one
+    scheduler/                          scheduler_config.json
+    tokenizer/  processor/              files of the tokenizer and of the picture processor
 
 Only what a suite needs is looked at. The transformer's folder alone is a model for suites that need nothing else.
 """
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from parity import checkpoint as checkpoints
-from parity.checkpoint import DIFFUSERS, TRANSFORMERS, Checkpoint
+from parity.checkpoint import Checkpoint
 from parity.errors import WeightsError
 from parity.safetensors_header import HEADER_LIMIT, json_object, shown
 
@@ -28,7 +27,7 @@ CONFIG_FILE = {
     "transformer": "config.json", "vae": "config.json", "text_encoder": "config.json",
     "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "processor": "preprocessor_config.json",
 }  # fmt: skip
-WITH_SHARDS = {"vae": DIFFUSERS, "text_encoder": TRANSFORMERS}
+WITH_SHARDS = ("transformer", "vae", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,19 @@ class ModelFolder:
         """What is odd but harmless."""
         return tuple(f"{name}: {said}" for name, one in self.checkpoints.items() for said in one.warnings)
 
+    @property
+    def layout(self) -> str:
+        """Layout of the weights; where components differ, each with its name."""
+        layouts = {name: one.layout for name, one in self.checkpoints.items()}
+        if len(set(layouts.values())) > 1:
+            return ", ".join(f"{name}: {layout}" for name, layout in layouts.items())
+        return next(iter(layouts.values()), "diffusers")
+
+    @property
+    def bits(self) -> dict[str, dict[str, int]]:
+        """Folder -> number of quantized layers by how they are packed; without folders that have none."""
+        return {name: one.bits for name, one in self.checkpoints.items() if one.bits}
+
     def check_finite(self, progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
         """Stream all values once; see `parity.checkpoint.check_finite`."""
         return tuple(
@@ -86,7 +98,8 @@ class ModelFolder:
             "path": f"synthetic:{self.synthetic}" if self.synthetic else str(self.root),
             "synthetic": self.synthetic is not None,
             "preset": self.synthetic,
-            "layout": "diffusers",
+            "layout": self.layout,
+            "bits": self.bits,
             "pipeline": self.pipeline,
             "tensors": sum(len(one.tensors) for one in of_all),
             "parameters": sum(one.parameters for one in of_all),
@@ -110,14 +123,11 @@ def inspect(path: Path, folders: Iterable[str] = ("transformer",)) -> ModelFolde
     found: dict[str, Checkpoint] = {}
     files: dict[str, str] = {}
     for folder in folders:
-        if folder == "transformer":
-            found[folder] = checkpoints.inspect(path)
-            configs[folder] = found[folder].config
-            continue
-        configs[folder] = _read_config(path / folder / CONFIG_FILE[folder])
         if folder in WITH_SHARDS:
-            found[folder] = checkpoints.inspect_shards(path / folder, configs[folder], WITH_SHARDS[folder])
+            found[folder] = checkpoints.inspect(path, folder)
+            configs[folder] = found[folder].config
         else:
+            configs[folder] = _read_config(path / folder / CONFIG_FILE[folder])
             files[folder] = _hash_of_files(path / folder)
     alone = folders == ("transformer",)
     root = found["transformer"].root if alone else path
@@ -128,19 +138,34 @@ def inspect(path: Path, folders: Iterable[str] = ("transformer",)) -> ModelFolde
 def _check_there(path: Path, folders: tuple[str, ...]) -> None:
     """One error for all components that are missing."""
     if folders == ("transformer",):
-        return  # may be the folder itself; inspecting it says what is wrong
+        return  # may be the folder itself or a file; inspecting it says what is wrong
+    if path.is_file():
+        raise WeightsError(f"{path} is a single file; components {', '.join(folders)} are in a model's folder: name it")
     if not path.is_dir():
-        raise WeightsError(f"{path}: there is no such folder; expected a model in the diffusers layout")
-    missing = [folder for folder in folders if not (path / folder / CONFIG_FILE[folder]).is_file()]
+        raise WeightsError(f"{path}: there is no such folder; expected a model's folder")
+    missing = [folder for folder in folders if not _is_there(path, folder)]
     if missing:
         names = ", ".join(f"{folder}/{CONFIG_FILE[folder]}" for folder in missing)
         there = ", ".join(sorted(shown(entry.name) for entry in path.iterdir())[:12]) or "nothing"
-        hint = ""
-        if (path / "config.json").is_file():
-            hint = "; this is one component's folder: name the one above it"
-        elif "processor" in missing and len(missing) == 1:
-            hint = "; only the editing models (Qwen-Image-Edit) have one"
-        raise WeightsError(f"{path}: the model lacks {names}; found {there}{hint}")
+        raise WeightsError(f"{path}: the model lacks {names}; found {there}{_lack_hint(path, missing)}")
+
+
+def _is_there(path: Path, folder: str) -> bool:
+    """Whether a component has what its layout asks for: MLX's have weights, and need not have a config."""
+    if (path / folder / CONFIG_FILE[folder]).is_file():
+        return True
+    numbered = (path / folder / name for name in ("0.safetensors", "model.safetensors"))
+    return folder in WITH_SHARDS and any(file.is_file() for file in numbered)
+
+
+def _lack_hint(path: Path, missing: list[str]) -> str:
+    if (path / "config.json").is_file():
+        return "; this is one component's folder: name the one above it"
+    if missing == ["processor"]:
+        return "; only the editing models (Qwen-Image-Edit) have one"
+    if (path / "transformer" / "0.safetensors").is_file():
+        return "; MLX layouts leave it out: copy it from the model's repository"
+    return ""
 
 
 def _read_config(file: Path) -> dict[str, Any]:

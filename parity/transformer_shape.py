@@ -15,6 +15,7 @@ from parity.safetensors_header import and_more, shown
 CLASS_NAME = "QwenImageTransformer2DModel"
 # Written by early diffusers (the published Qwen-Image has it), without effect, dropped in diffusers#12057.
 RETIRED_KEYS = frozenset({"pooled_projection_dim"})
+MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def _value_problem(key: str, value: object, default: object) -> str | None:
     if key == "axes_dims_rope":
         right = isinstance(value, list | tuple) and len(value) == 3 and all(positive(x) and x % 2 == 0 for x in value)
         return None if right else "three even positive integers"
+    if key == "num_layers":  # a list of names of every block is made before any weight is looked at
+        return None if positive(value) and value <= MAX_LAYERS else f"a positive integer up to {MAX_LAYERS}"
     if positive(value) or (key == "out_channels" and value is None):
         return None
     return "a positive integer"

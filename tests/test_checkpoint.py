@@ -19,7 +19,7 @@ SMALL = {
     "num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 12,
     "axes_dims_rope": [2, 2, 4], "in_channels": 8, "out_channels": 2,
 }  # fmt: skip
-SINGLE = f"{ck.DIFFUSERS}.safetensors"
+SINGLE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{SINGLE}.index.json"
 KINDS = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16",
          np.dtype(np.float64): "F64", np.dtype(np.int32): "I32"}  # fmt: skip
@@ -195,35 +195,25 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_found(tmp_path):
     assert "config.json" in message
 
 
-def test_a_single_file_is_no_folder(tmp_path):
+def test_a_single_file_of_a_shape_that_follows_from_nothing_needs_its_config(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(shard_bytes(weights()))
-    assert "is a single file" in problems(tmp_path / "model.safetensors")[0]
+    assert "put the model's config.json beside the weights" in problems(tmp_path / "model.safetensors")[0]
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": shape.CLASS_NAME} | SMALL))
+    assert ck.inspect(tmp_path / "model.safetensors").layout == "single"
 
 
 @pytest.mark.parametrize(
-    ("names", "hint"),
-    [
-        (["0.safetensors", "model.safetensors.index.json"], "MLX layout"),
-        (["qwen-image-Q4_0.gguf"], "ComfyUI or GGUF"),
-        (["diffusion_pytorch_model.bin"], "pickled weights are not read"),
-    ],
+    ("name", "hint"),
+    [("qwen-image-Q4_0.gguf", "GGUF files are not read"), ("diffusion_pytorch_model.bin", "pickled weights are not")],
 )
 @pytest.mark.parametrize("config", [True, False])
-def test_another_layout_is_recognised(tmp_path, names, hint, config):
+def test_a_format_that_is_not_read_is_recognised(tmp_path, name, hint, config):
     write(tmp_path, parts=1)
     (tmp_path / SINGLE).unlink()
     if not config:
         (tmp_path / "config.json").unlink()
-    for name in names:
-        (tmp_path / name).write_bytes(b"")
+    (tmp_path / name).write_bytes(b"")
     assert hint in problems(tmp_path)[0]
-
-
-def test_comfyui_names_are_recognised(tmp_path):
-    write(tmp_path, {f"model.diffusion_model.{k}": v for k, v in weights().items()}, parts=1)
-    found = problems(tmp_path)
-    assert "ComfyUI" in found[0]
-    assert len(found) == 1 + 2 * len(shape.expected_tensors(SMALL))
 
 
 def test_shards_without_their_index(tmp_path):

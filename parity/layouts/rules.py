@@ -117,12 +117,19 @@ def rules_of(layout: str, component: str, residuals: int = 2) -> tuple[Group, ..
         residuals: residual blocks in a stage of the VAE.
     """
     if layout in (DIFFUSERS, SINGLE):
-        return _TEXT_IN_MEMORY if component == "text_encoder" else ()
+        return ()
     if component == "vae":
         return (*_VAE, down_blocks(residuals))
     if component == "text_encoder":
         return _TEXT
     return (*_TRANSFORMER, _SHORT_TIME) if layout == MLX_RS else _TRANSFORMER
+
+
+def reading_rules(layout: str, component: str, residuals: int = 2) -> tuple[Group, ...]:
+    """`rules_of` a layout, and what else is understood when its names are read."""
+    if component == "text_encoder" and layout == DIFFUSERS:
+        return _TEXT_IN_MEMORY
+    return rules_of(layout, component, residuals)
 
 
 def to_canonical(name: str, groups: Sequence[Group]) -> str:
