@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
+from parity.layouts.lora import ADAPTED, Adapter
 
 from .blas import installed
 from .session import StagedSession
@@ -23,11 +26,19 @@ class MlxPort:
     name = "mlx_impl"
 
     def open(
-        self, weights: Path, *, dtype: str, hold: str | None = None, component: str = "transformer"
+        self,
+        weights: Path,
+        *,
+        dtype: str,
+        hold: str | None = None,
+        component: str = "transformer",
+        adapters: Sequence[Adapter] = (),
     ) -> StagedSession:
         """See `parity.ports.Port.open`."""
         session = _session(component)
-        return session(Path(weights), mlx_dtype(dtype), mlx_dtype(hold or dtype))
+        # The components around the transformer know nothing of LoRA.
+        loras = {"adapters": adapters} if adapters and component in ADAPTED else {}
+        return session(Path(weights), mlx_dtype(dtype), mlx_dtype(hold or dtype), **loras)
 
     def precisions(self, dtype: str) -> tuple[str, ...]:
         """See `parity.ports.Port.precisions`."""

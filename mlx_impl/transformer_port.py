@@ -5,6 +5,7 @@ State keys are those of ``parity.ports``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from parity.layouts.lora import Adapter
+
+from .lora import Adapters
 from .session import StagedSession
 from .transformer import QwenImageTransformer2DModel, Streams
 from .weights import EMBED_PARTS, HEAD_PARTS, Checkpoint, load_part
@@ -27,20 +31,25 @@ class TransformerSession(StagedSession):
         folder: the model's folder, or the transformer's own.
         dtype: dtype of weights and activations.
         hold: dtype the weights are rounded to first.
+        adapters: LoRAs.
     """
 
-    def __init__(self, folder: Path, dtype: mx.Dtype, hold: mx.Dtype) -> None:
+    def __init__(self, folder: Path, dtype: mx.Dtype, hold: mx.Dtype, adapters: Sequence[Adapter] = ()) -> None:
         super().__init__(dtype, hold)
         self._checkpoint = Checkpoint(folder)
         # Lazy zeros: nothing is allocated before a stage is loaded.
         self._model = QwenImageTransformer2DModel(self._checkpoint.config)
+        self._adapters = Adapters(adapters, self._model)
         self._index = {f"block.{i:02d}": i for i in range(self._checkpoint.config.num_layers)}
         self.stages: tuple[str, ...] = ("embed", *self._index, "head")
 
     def load_stage(self, stage: str) -> None:
         """See `StagedSession.load_stage`."""
+        if self._adapters:
+            self.free_stage(stage)  # base weights are loaded into plain layers
         for prefix in self._prefixes(stage):
             load_part(self._part(prefix), self._checkpoint, prefix, self.dtype, self.hold)
+        self._adapters.attach(self._model, self.dtype, self.hold, self._prefixes(stage))
 
     def free_stage(self, stage: str) -> None:
         """See `StagedSession.free_stage`."""

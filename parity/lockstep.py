@@ -10,7 +10,7 @@ truth's and the reference's arrays of that stage are held.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from parity.components.base import DTYPES, Case
 from parity.errors import ParityError, PreconditionError
+from parity.layouts.lora import Adapter
 from parity.names import Graph, parse
 from parity.ports import Port, Session, State
 from parity.rounding import CONSTANT, jitter, round_state
@@ -114,16 +115,19 @@ class Lockstep:
         unit: what to run.
         reference, candidate: opened on the same checkpoint.
         weights: its folder.
+        adapters: LoRAs that all of them wear.
     """
 
-    def __init__(self, unit: Unit, reference: Port, candidate: Port, weights: Path) -> None:
+    def __init__(
+        self, unit: Unit, reference: Port, candidate: Port, weights: Path, adapters: Sequence[Adapter] = ()
+    ) -> None:
         self.unit = unit
         component = unit.case.component
         self._clock = Clock()
-        self._reference = self._timed(reference.open(weights, dtype=unit.dtype, component=component), "reference")
-        truth = reference.open(weights, dtype=unit.truth, hold=unit.dtype, component=component)
-        self._truth = self._timed(truth, "truth")
-        self._candidate = self._timed(_opened(candidate, weights, unit.dtype, component), "candidate")
+        options = {"component": component} | ({"adapters": tuple(adapters)} if adapters else {})
+        self._reference = self._timed(reference.open(weights, dtype=unit.dtype, **options), "reference")
+        self._truth = self._timed(reference.open(weights, dtype=unit.truth, hold=unit.dtype, **options), "truth")
+        self._candidate = self._timed(_opened(candidate, weights, unit.dtype, options), "candidate")
         self._precisions = reference.precisions(unit.dtype)[1:]
         self.stages = unit.graph.stages
 
@@ -324,14 +328,14 @@ def _floor(runs: Mapping[str, Error], expected: np.ndarray, truth: np.ndarray) -
     }
 
 
-def _opened(candidate: Port, weights: Path, dtype: str, component: str) -> Session:
+def _opened(candidate: Port, weights: Path, dtype: str, options: Mapping[str, Any]) -> Session:
     """The candidate's session; what it raises becomes one line for the user.
 
     Raises:
         PreconditionError: the candidate does not open this checkpoint.
     """
     try:
-        return candidate.open(weights, dtype=dtype, component=component)
+        return candidate.open(weights, dtype=dtype, **options)
     except ParityError:
         raise
     except Exception as raised:

@@ -20,13 +20,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from parity.errors import MissingPackageError, UsageError
+from parity.layouts.lora import Adapter
 
 State = dict[str, np.ndarray]
 
@@ -66,7 +67,15 @@ class Port(Protocol):
 
     name: str
 
-    def open(self, weights: Path, *, dtype: str, hold: str | None = None, component: str = "transformer") -> Session:
+    def open(
+        self,
+        weights: Path,
+        *,
+        dtype: str,
+        hold: str | None = None,
+        component: str = "transformer",
+        adapters: Sequence[Adapter] = (),
+    ) -> Session:
         """Open one component of a model's folder in the diffusers layout.
 
         Args:
@@ -75,6 +84,8 @@ class Port(Protocol):
             hold: dtype the weights are rounded to before they are widened to `dtype`
                 (the truth of a bfloat16 run is float64 arithmetic on weights held in bfloat16).
             component: one of `parity.components.COMPONENTS`.
+            adapters: LoRAs that the transformer wears, wherever it takes part. Handed over only where there
+                are some, so that a port that knows nothing of them works without.
 
         Raises:
             ValueError: the port has no such component.

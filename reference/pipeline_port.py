@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
-from reference import pipeline, scheduler, transformer, vae
+from parity.layouts.lora import Adapter
+from reference import pipeline, scheduler, vae
 from reference.session import StagedSession
 from reference.text_port import TextSession
+from reference.transformer_port import with_adapters
 from reference.vision_port import VisionSession
 from reference.weights import Shards
 
@@ -26,13 +28,21 @@ class PipelineSession(StagedSession):
     Args:
         folder: of the model.
         device, dtype, hold: see `StagedSession`.
+        adapters: LoRAs of the transformer.
     """
 
     stages = ()
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, hold: torch.dtype) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        hold: torch.dtype,
+        adapters: Sequence[Adapter] = (),
+    ) -> None:
         super().__init__(None, device, dtype, hold)
-        self._components = Components(folder, device, dtype, hold)
+        self._components = Components(folder, device, dtype, hold, adapters)
 
     def parts(self, stage: str) -> list[tuple[str, torch.nn.Module]]:
         """None of its own: components are loaded when the stage comes to them; which ones is the request's."""
@@ -66,11 +76,19 @@ class Components:
     Args:
         folder: of the model.
         device, dtype, hold: see `StagedSession`.
+        adapters: LoRAs of the transformer.
     """
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, hold: torch.dtype) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        hold: torch.dtype,
+        adapters: Sequence[Adapter] = (),
+    ) -> None:
         self.device, self.dtype, self.hold = device, dtype, hold
-        self._folder = folder
+        self._folder, self._adapters = folder, tuple(adapters)
         self._sessions: dict[str, StagedSession] = {}
         self._loaded: set[str] = set()
 
@@ -133,7 +151,7 @@ class Components:
         if name == "vae":
             module: torch.nn.Module = vae.build(shards.config, self.dtype)
         else:
-            module = transformer.build(shards.config, self.dtype, self.device)
+            module, shards = with_adapters(shards, self.dtype, self.device, self._adapters)
         return _Whole(module, shards, self.device, self.dtype, self.hold)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from parity.layouts.lora import ADAPTED, Adapter
 from reference import precision as precisions_
 from reference.session import DTYPES, StagedSession
 
@@ -26,11 +28,19 @@ class ReferencePort:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def open(
-        self, weights: Path, *, dtype: str, hold: str | None = None, component: str = "transformer"
+        self,
+        weights: Path,
+        *,
+        dtype: str,
+        hold: str | None = None,
+        component: str = "transformer",
+        adapters: Sequence[Adapter] = (),
     ) -> StagedSession:
         """See `parity.ports.Port.open`."""
         session = _session(component)
-        return session(Path(weights), self.device, DTYPES[dtype], DTYPES[hold or dtype])
+        # The components around the transformer know nothing of LoRA.
+        loras = {"adapters": adapters} if adapters and component in ADAPTED else {}
+        return session(Path(weights), self.device, DTYPES[dtype], DTYPES[hold or dtype], **loras)
 
     def precisions(self, dtype: str) -> tuple[str, ...]:
         """See `parity.ports.Port.precisions`."""

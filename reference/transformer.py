@@ -10,7 +10,7 @@ are the three parts of the model's ``forward`` (diffusers 0.42.1), called one at
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -25,19 +25,25 @@ from parity.names import block_stage
 from parity.tap import tap
 from reference.precision import widen_islands
 
+if TYPE_CHECKING:
+    from reference.lora import Adapters
+
 Tensors = dict[str, Any]
 
 # The published Qwen-Image has it in its config.json; diffusers dropped it in #12057, it never had an effect.
 RETIRED_KEYS = ("pooled_projection_dim",)
 
 
-def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> QwenImageTransformer2DModel:
+def build(
+    config: dict[str, Any], dtype: torch.dtype, device: torch.device, adapters: Adapters | None = None
+) -> QwenImageTransformer2DModel:
     """An instrumented model without weights (all parameters on the meta device).
 
     Args:
         config: contents of ``config.json``.
         dtype: dtype of the weights to come; float64 also widens the model's float32 islands.
         device: where the rotary tables live.
+        adapters: LoRAs to put into it; taps are on what comes out of an adapted layer.
     """
     config = {key: value for key, value in config.items() if not key.startswith("_") and key not in RETIRED_KEYS}
     with torch.device("meta"):
@@ -48,6 +54,8 @@ def build(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Q
         widen_islands(model)
         _widen_tables(model.pos_embed)
     model.requires_grad_(False)
+    if adapters is not None:
+        adapters.inject(model)
     instrument(model, exact_rotation=dtype == torch.float64)
     return model
 

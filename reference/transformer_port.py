@@ -5,16 +5,21 @@ State keys are those of ``parity.ports``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from parity.layouts.lora import Adapter
 from parity.names import block_stage
 from reference import transformer
 from reference.session import StagedSession
 from reference.weights import Shards
+
+if TYPE_CHECKING:
+    from reference.lora import AdaptedShards
 
 # The modules that a stage outside the blocks owns.
 EMBED_PARTS = ("img_in", "txt_norm", "txt_in", "time_text_embed")
@@ -22,11 +27,24 @@ HEAD_PARTS = ("norm_out", "proj_out")
 
 
 class TransformerSession(StagedSession):
-    """diffusers' transformer in one dtype, on one checkpoint."""
+    """diffusers' transformer in one dtype, on one checkpoint.
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, hold: torch.dtype) -> None:
-        super().__init__(Shards(folder), device, dtype, hold)
-        self._model = transformer.build(self.shards.config, dtype, device)
+    Args:
+        folder: of the checkpoint.
+        device, dtype, hold: see `StagedSession`.
+        adapters: LoRAs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        hold: torch.dtype,
+        adapters: Sequence[Adapter] = (),
+    ) -> None:
+        self._model, shards = with_adapters(Shards(folder), dtype, device, adapters)
+        super().__init__(shards, device, dtype, hold)
         self._index = {block_stage(i): i for i in range(len(self._model.transformer_blocks))}
         self.stages: tuple[str, ...] = ("embed", *self._index, "head")
 
@@ -55,3 +73,21 @@ class TransformerSession(StagedSession):
             return [tuple(int(n) for n in shape) for shape in array]
         tensor = super().take(key, array)
         return torch.view_as_complex(tensor.contiguous()) if key.startswith("rope.") else tensor
+
+
+def with_adapters(
+    shards: Shards, dtype: torch.dtype, device: torch.device, adapters: Sequence[Adapter]
+) -> tuple[transformer.QwenImageTransformer2DModel, Shards | AdaptedShards]:
+    """A model without weights, with LoRAs in it, and the checkpoint that it can be loaded from.
+
+    Raises:
+        LoraError: see `reference.lora.Adapters.inject`.
+    """
+    if not adapters:
+        return transformer.build(shards.config, dtype, device), shards
+    # PEFT and diffusers' loaders are needed for this alone.
+    from reference.lora import Adapters
+
+    files = Adapters(adapters)
+    model = transformer.build(shards.config, dtype, device, files)
+    return model, files.over(shards)
