@@ -8,7 +8,9 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 
+from parity.text_shape import expected_text_tensors
 from parity.transformer_shape import CLASS_NAME, expected_tensors
+from parity.vae_shape import expected_vae_tensors
 
 CONFIG = {
     "num_layers": 2, "attention_head_dim": 64, "num_attention_heads": 2, "joint_attention_dim": 192,
@@ -36,11 +38,23 @@ def save(path: Path, arrays, metadata=None) -> Path:
     return path
 
 
+def save_sparse(path: Path, arrays) -> Path:
+    """A file of the right header and size whose values, all zero, take no room on the disk."""
+    header, offset = {}, 0
+    for name, array in arrays.items():
+        header[name] = {"dtype": "BF16", "shape": list(array.shape)}
+        header[name]["data_offsets"] = [offset, offset := offset + 2 * array.size]
+    raw = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + offset)
+    return path
+
+
 def weights(config=None, seed=0):
     """Canonical name -> random bfloat16."""
-    draw = np.random.default_rng(seed)
-    shapes = expected_tensors(CONFIG | (config or {}))
-    return {name: draw.standard_normal(shape).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
+    return random_arrays(expected_tensors(CONFIG | (config or {})), seed)
 
 
 def write_config(folder: Path, config=None) -> None:
@@ -156,3 +170,75 @@ def write_every(root: Path, config=None, seed=0):
         "single-transformer": (write_single(root / "two.safetensors", arrays, "transformer."), "single", {}),
         "single-bare": (write_single(root / "bare.safetensors", arrays, ""), "single", {}),
     }  # fmt: skip
+
+
+VAE_CONFIG = {
+    "_class_name": "AutoencoderKLQwenImage", "base_dim": 4, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+    "attn_scales": [], "temperal_downsample": [False, True, True], "dropout": 0.0, "latents_mean": [0.0] * 16,
+    "latents_std": [1.0] * 16,
+}  # fmt: skip
+TEXT_CONFIG = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_size": 64,
+    "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2,
+    "vocab_size": 96, "tie_word_embeddings": False, "vision_config": {
+        "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "in_channels": 3, "patch_size": 4,
+        "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 64,
+    },
+}  # fmt: skip
+
+
+def random_arrays(shapes, seed=0):
+    """Name -> random bfloat16."""
+    draw = np.random.default_rng(seed)
+    return {name: draw.standard_normal(shape).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
+
+
+def mflux_vae(arrays):
+    """A VAE with MLX's names and axes: channels last in convolutions, gammas as vectors."""
+    out = {}
+    for name, array in arrays.items():
+        parts = name.split(".")
+        if parts[1] == "down_blocks":
+            stage, block = divmod(int(parts[2]), 3)
+            parts[2:3] = [str(stage), *(["downsamplers", "0"] if block == 2 else ["resnets", str(block)])]
+        if parts[1] == "up_blocks":
+            parts[1:3] = [f"up_block{parts[2]}"]
+        name = ".".join(parts).replace("conv_shortcut", "skip_conv").replace("resample.1", "resample_conv")
+        layer, leaf = name.rsplit(".", 1)
+        last = layer.rpartition(".")[2]
+        if leaf == "gamma":
+            leaf, array = "weight", array.reshape(-1)
+        elif last not in ("resample_conv", "to_qkv", "proj"):
+            layer += ".conv3d"
+        out[f"{layer}.{leaf}"] = np.moveaxis(array, 1, -1) if array.ndim >= 4 else array
+    return out
+
+
+def mflux_text(arrays, vision=True):
+    """A text encoder with MLX's names, the tables mflux saves with it, and no output layer."""
+    out = {"encoder.rotary_emb.inv_freq": np.ones(8, np.float32)}
+    for name, array in arrays.items():
+        if name.startswith("lm_head") or (not vision and name.startswith("visual.")):
+            continue
+        name = name.replace("merger.mlp.0.", "merger.mlp_0.").replace("merger.mlp.2.", "merger.mlp_1.")
+        name = f"encoder.{name}" if name.startswith("visual.") else name.replace("model.", "encoder.", 1)
+        out[name] = np.moveaxis(array, 1, -1) if array.ndim == 5 else array
+    return out
+
+
+def write_model(root: Path, transformer, vae=None, text=None) -> Path:
+    """A whole model in the diffusers layout."""
+    write_diffusers(root / "transformer", transformer)
+    vae = random_arrays(expected_vae_tensors(VAE_CONFIG), 1) if vae is None else vae
+    text = random_arrays(expected_text_tensors(TEXT_CONFIG), 2) if text is None else text
+    save(root / "vae" / "diffusion_pytorch_model.safetensors", vae, {"format": "pt"})
+    save(root / "text_encoder" / "model.safetensors", text, {"format": "pt"})
+    (root / "vae" / "config.json").write_text(json.dumps(VAE_CONFIG))
+    (root / "text_encoder" / "config.json").write_text(json.dumps(TEXT_CONFIG))
+    for file, content in (
+        ("scheduler/scheduler_config.json", {"shift": 1.0}), ("tokenizer/tokenizer_config.json", {}),
+        ("tokenizer/vocab.json", {"a": 0}), ("model_index.json", {"_class_name": "QwenImagePipeline"}),
+    ):  # fmt: skip
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_text(json.dumps(content))
+    return root

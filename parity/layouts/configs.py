@@ -44,13 +44,24 @@ def find_config(path: Path, files: Files, names: Naming) -> tuple[dict[str, Any]
         raise WeightsError(f"{file}: there is no such file, and not all weights can be read to do without")
     if names.component != "transformer":
         return _published(file, names)
+    return _inferred(names)
+
+
+def _inferred(names: Naming) -> tuple[dict[str, Any], list[str]]:
+    """A transformer's configuration from its shapes; where that fails, what is wrong with packed layers comes first."""
     found = {canonical: names.tensor(name) for canonical, name in names.plain.items()}
-    scales = {}
+    scales, problems = {}, []
     for layer, parts in names.parts.items():
-        if packing_problem(layer, {part: names.tensor(name) for part, name in parts.items()}) is None:
+        problem = packing_problem(layer, {part: names.tensor(name) for part, name in parts.items()})
+        if problem is None:
             found[f"{layer}.weight"], scales[layer] = names.tensor(parts["weight"]), names.tensor(parts["scales"])
-    config, notes = infer_transformer(found, scales, names.marked)
-    return completed(config), notes
+        else:
+            problems.append(problem)
+    try:
+        config, notes = infer_transformer(found, scales, names.marked)
+        return completed(config), notes
+    except WeightsError as error:
+        raise WeightsError(error.message, [*problems, *(error.details or [error.message])]) from None
 
 
 def read_config(file: Path, component: str) -> dict[str, Any]:
