@@ -28,7 +28,7 @@ def is_optional(name: str) -> bool:
 
 
 def expected_text_tensors(config: Mapping[str, Any]) -> Shapes:
-    """Names and shapes of all tensors of a text encoder with its vision tower.
+    """Names and shapes of all tensors of a text encoder with its vision tower, or of a vision tower alone.
 
     Args:
         config: contents of ``config.json``, flat or with a ``text_config``.
@@ -40,8 +40,9 @@ def expected_text_tensors(config: Mapping[str, Any]) -> Shapes:
     vision = config.get("vision_config")
     if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
         raise WeightsError("config of the text encoder: text_config and vision_config must be objects")
-    shapes = _language(text)
-    shapes |= _vision(vision)
+    if text is config and "hidden_size" not in config:
+        return _vision(vision)  # a tower by itself
+    shapes = _language(text) | _vision(vision)
     if not (config.get("tie_word_embeddings") or text.get("tie_word_embeddings")):
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
     return shapes

@@ -63,22 +63,24 @@ class StagedSession(ABC):
     def load(self, stage: str) -> None:
         """Read the stage's weights, round them to the held dtype, widen to the session's.
 
+        What packed weights stand for is rounded to the session's dtype only: the truth has it exactly.
         On a CPU those of large linear layers are left to `reference.precision` to widen.
         """
+        packed = self.shards.packed if self.shards else frozenset()
         for prefix, module in self.parts(stage):
             linear = _linear_weights(module) if self.device.type == "cpu" else frozenset()
-            weights = {
-                key: self._narrow(tensor) if key in linear else self._wide(tensor)
-                for key, tensor in self.shards.read(prefix + ".")
-            }
+            weights = {}
+            for key, tensor in self.shards.read(prefix + "."):
+                hold = self.dtype if f"{prefix}.{key}" in packed else self.hold
+                weights[key] = self._narrow(tensor, hold) if key in linear else self._wide(tensor, hold)
             module.load_state_dict(weights, strict=True, assign=True)
 
-    def _wide(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.hold).to(device=self.device, dtype=self.dtype)
+    def _wide(self, tensor: torch.Tensor, hold: torch.dtype) -> torch.Tensor:
+        return tensor.to(hold).to(device=self.device, dtype=self.dtype)
 
-    def _narrow(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _narrow(self, tensor: torch.Tensor, hold: torch.dtype) -> torch.Tensor:
         """A linear layer's weight on a CPU: held values, in as few bytes as they need; wide where they are few."""
-        held = tensor if torch.promote_types(tensor.dtype, self.hold) == self.hold else tensor.to(self.hold)
+        held = tensor if torch.promote_types(tensor.dtype, hold) == hold else tensor.to(hold)
         if tensor.nbytes > _SMALL:
             return held
         return held.to(torch.float32 if self.dtype in precisions_.HALF else self.dtype)
@@ -106,9 +108,13 @@ class StagedSession(ABC):
 
 
 def _linear_weights(module: torch.nn.Module) -> frozenset[str]:
-    """Keys of the weights of all linear layers in a module."""
+    """Keys of the weights of all linear layers in a module, but for a LoRA's factors: their dtype says in which
+    dtype PEFT computes with them.
+    """
     return frozenset(
-        f"{name}.weight".removeprefix(".") for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)
+        f"{name}.weight".removeprefix(".")
+        for name, part in module.named_modules()
+        if isinstance(part, torch.nn.Linear) and ".lora_" not in f".{name}"
     )
 
 

@@ -1,52 +1,61 @@
-"""Tensors of a checkpoint in the diffusers layout, read a few at a time as torch tensors."""
+"""Tensors of a checkpoint, in whatever layout it is stored, read one at a time as torch tensors."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from parity.layouts import Entry, locate
+from reference.packed import dequantize
+
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
-# An unsharded model's file, as diffusers and as transformers call it; an index is called after it.
-SINGLES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
 class Shards:
-    """The safetensors shards of one component.
+    """One component's tensors under the names of diffusers or transformers.
 
     Args:
-        folder: the component's folder, or the pipeline's, which is the one above.
+        path: the model's folder, the component's, or a single safetensors file.
         component: name of the component's folder.
 
+    Attributes:
+        packed: keys of quantized layers' weights.
+
     Raises:
-        FileNotFoundError: neither an index nor a single file is there.
+        WeightsError: it is not there, or damaged.
     """
 
-    def __init__(self, folder: Path, component: str = "transformer") -> None:
-        self.folder = folder / component if (folder / component / "config.json").exists() else folder
-        self.config: dict = json.loads((self.folder / "config.json").read_text())
-        self._file_of = self._index()
-
-    def _index(self) -> dict[str, str]:
-        for name in SINGLES:
-            index = self.folder / f"{name}.index.json"
-            if index.exists():
-                return json.loads(index.read_text())["weight_map"]
-            if (self.folder / name).exists():
-                with safe_open(self.folder / name, framework="pt") as shard:
-                    return dict.fromkeys(shard.keys(), name)
-        raise FileNotFoundError(f"{self.folder} holds neither {' nor '.join(SINGLES)}, nor an index of one")
+    def __init__(self, path: Path, component: str = "transformer") -> None:
+        located = locate(path, component)
+        self.folder, self._entries = located.folder, located.entries
+        self.config: dict = dict(located.config)
+        self.packed = frozenset(name for name, entry in self._entries.items() if entry.packing is not None)
 
     def read(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (key without prefix, tensor in its stored dtype) of every key below `prefix`."""
-        by_file: dict[str, list[str]] = {}
-        for key, file in self._file_of.items():
+        """Yield (key without prefix, tensor in its stored dtype) of every key below `prefix`.
+
+        Those of `packed` are what the packed weights stand for, exactly (see `dequantize`).
+
+        Each tensor has its file opened for itself: a mapped file's pages stay in memory until the last tensor of it
+        is gone, and with a stage at a time they would be a second copy of the stage.
+        """
+        for key, entry in self._entries.items():
             if key.startswith(prefix):
-                by_file.setdefault(file, []).append(key)
-        for file, keys in by_file.items():
-            with safe_open(self.folder / file, framework="pt") as shard:
-                for key in keys:
-                    yield key[len(prefix) :], shard.get_tensor(key)
+                yield key[len(prefix) :], self._canonical(entry)
+
+    def _canonical(self, entry: Entry) -> torch.Tensor:
+        tensor = self._stored(entry.file, entry.name)
+        if entry.packing is not None:
+            packing = entry.packing
+            scales, biases = self._stored(*packing.scales), self._stored(*packing.biases)
+            return dequantize(tensor, scales, biases, packing.bits, packing.group_size).reshape(entry.true_shape)
+        if entry.axes is None:
+            return tensor
+        return tensor.permute(entry.axes).reshape(entry.true_shape).contiguous()
+
+    def _stored(self, file: str, name: str) -> torch.Tensor:
+        with safe_open(self.folder / file, framework="pt") as shard:
+            return shard.get_tensor(name)
