@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -19,9 +20,11 @@ import psutil
 from parity import memory, result, run_pictures, trace, workers
 from parity.components import build_graph
 from parity.errors import ResourceError
-from parity.lockstep import Lockstep, StageResult, Unit, iterate
+from parity.lockstep import Chains, Lockstep, StageResult, Unit, iterate
+from parity.lora import LoraFile
 from parity.model_folder import ModelFolder
 from parity.ports import Port, environment, open_port
+from parity.prefetch import Prefetcher
 from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
 from parity.suite import Suite
@@ -45,6 +48,7 @@ class Job:
         candidate: the port under test, as `parity.ports.open_port` takes it.
         truth: dtype of the truth, ``float64`` or ``float32``.
         jobs: units run at once, each in a process of its own; 1 is this process.
+        loras: LoRAs that both sides wear.
     """
 
     suite: Suite
@@ -52,6 +56,7 @@ class Job:
     candidate: str
     truth: str = "float64"
     jobs: int = 1
+    loras: tuple[LoraFile, ...] = ()
 
     @property
     def units(self) -> list[Unit]:
@@ -68,9 +73,10 @@ class Job:
         return {
             "suite": asdict(self.suite),
             "weights": fingerprint,
+            "lora": [{"sha256": lora.sha256, "scale": lora.adapter.scale} for lora in self.loras],
             "candidate": self.candidate,
             "truth": self.truth,
-            "versions": {name: _version(name) for name in ("mlx", "torch", "diffusers", "numpy", "mlx-parity")},
+            "versions": {name: _version(name) for name in ("mlx", "torch", "diffusers", "peft", "numpy", "mlx-parity")},
         }
 
 
@@ -108,7 +114,7 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
             spent.update(line["seconds"])
         _write_traces(job, unit, lines, folder.path, found_in)
     about = {
-        "weights": job.model.describe(),
+        "weights": job.model.describe() | {"lora": [lora.describe() for lora in job.loras]},
         "environment": found_in,
         "suite": job.suite.name,
         "command": command,
@@ -157,18 +163,38 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
     yield from (("stage", (unit.key, line["stage"])) for line in lines)
     if folder.is_done(unit.key):
         return
-    lockstep = Lockstep(unit, reference, candidate, job.model.root)
+    lockstep = Lockstep(unit, reference, candidate, job.model.root, [lora.adapter for lora in job.loras])
     if chains is None:
         chains = lockstep.start(unit.case.inputs(job.model.configs, unit.dtype))
-    done = len(lines)
-    for stage, after, stage_result in iterate(lockstep, chains, done):
-        done += 1
+    for done, (stage, after, stage_result) in enumerate(
+        _stages(job, unit, lockstep, chains, len(lines)), len(lines) + 1
+    ):
         entry = _entry(stage, stage_result)
         entry["pictures"] = run_pictures.keep(path, unit.key, stage_result.pictures)
         folder.stage_done(unit.key, entry, after, done)
         yield "stage", (unit.key, stage)
     folder.unit_done(unit.key)
     yield "peak", memory.peak()
+
+
+def _stages(
+    job: Job, unit: Unit, lockstep: Lockstep, chains: Chains, done: int
+) -> Iterator[tuple[str, Chains, StageResult]]:
+    """`parity.lockstep.iterate`, with the weights of a large model read one stage ahead."""
+    if not streams(job.model, [unit]):
+        yield from iterate(lockstep, chains, done)
+        return
+    with Prefetcher(job.model.checkpoints, lockstep.stages) as ahead:
+        for stage, following in itertools.pairwise([*lockstep.stages[done:], None]):
+            ahead.wait(stage)
+            ahead.begin(following)
+            chains, found = lockstep.run(stage, chains)
+            yield stage, chains, found
+
+
+def streams(model: ModelFolder, units: Sequence[Unit]) -> bool:
+    """Whether weights are looked at while they are used: they are many, and every stage has its own."""
+    return model.nbytes > LARGE_BYTES and all(unit.case.streamed for unit in units)
 
 
 def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from parity import estimate, memory
 from parity import suite as suites
 from parity.commands.weights_option import open_model
+from parity.ports import environment, open_port
 from parity.reporters import text
-from parity.run import Job, default_jobs
+from parity.run import LARGE_BYTES, Job, default_jobs, streams
 from parity.run import run as run_job
 from parity.runfolder import RunFolder, to_json
 from parity.verdict import exit_code
@@ -65,9 +67,12 @@ def run(
     """
     chosen = suites.load(suite).narrowed(case, dtype, detail, inside)
     err = Console(stderr=True, highlight=False)
-    model = open_model(weights or chosen.weights, chosen.folders, err)
+    model = open_model(
+        weights or chosen.weights, chosen.folders, err, later=lambda found: streams(found, Job(chosen, found, "").units)
+    )
     job = Job(chosen, model, candidate, truth)
     job = replace(job, jobs=default_jobs(model, len(job.units)) if jobs is None else jobs)
+    _say_what_it_takes(job, err)
     plan = job.plan(model.fingerprint())
     folder = RunFolder.open(out or _default_out(chosen.name, plan), plan, force=force)
     with text.progress(err) as progress:
@@ -75,6 +80,24 @@ def run(
     page = _render(result, folder.path, err)
     _print(result, format, page)
     return exit_code(result["verdict"])
+
+
+def _say_what_it_takes(job: Job, err: Console) -> None:
+    """Refuse a run that does not fit into memory; of a large one, say how long it will take."""
+    levels = {planned.case.name: planned.detail for planned in job.suite.cases}
+    units = [(unit, levels[unit.case.name]) for unit in job.units]
+    need = estimate.check_memory(units, job.model, job.jobs, memory.available())
+    if job.model.nbytes <= LARGE_BYTES:
+        return
+    rates = None
+    if all(environment(open_port(spec)).get("device") == "cpu" for spec in ("reference", job.candidate)):
+        with err.status("measuring this machine"):
+            rates = estimate.measure_rates(job.model)
+    for unit, level in units:
+        one = estimate.estimate(unit, job.model, level, rates)
+        passes = ", ".join(f"{side} {count}" for side, count in one.passes.items())
+        took = "" if one.seconds is None else f"about {max(1, round(one.seconds / 60))} min, "
+        err.print(f"{unit.key}: {took}{estimate.spell(need)} of memory; passes: {passes}", markup=False)
 
 
 def _default_out(suite: str, plan: dict) -> Path:

@@ -22,6 +22,23 @@ Configs = Mapping[str, Mapping[str, Any]]
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one pass of a case through its model takes, whatever the dtype.
+
+    Attributes:
+        flops: floating-point operations of the whole pass, two a multiply-add.
+        state: elements that go from stage to stage.
+        captured: elements of the checkpoints of the largest stage.
+        inside: elements that a stage holds at once while it computes.
+    """
+
+    flops: float
+    state: int
+    captured: int
+    inside: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case(ABC):
     """What a suite says about one set of inputs; fields are the keys of a ``[[case]]`` table.
@@ -29,12 +46,15 @@ class Case(ABC):
     Attributes:
         component: which session a port is asked for.
         folders: folders of the checkpoint that it is made of.
+        streamed: whether a stage owns the tensors that have its number in their names, so that they
+            can be read ahead of it.
         name: unique within its suite; becomes part of file names.
         seed: of the random inputs.
     """
 
     component: ClassVar[str]
     folders: ClassVar[tuple[str, ...]]
+    streamed: ClassVar[bool] = False
 
     name: str
     seed: int
@@ -50,6 +70,15 @@ class Case(ABC):
     @abstractmethod
     def graph(self, configs: Configs, level: str) -> dict[str, Any]:
         """What builds the graph again: its ``name`` in `parity.components`, and the arguments of its function."""
+
+    def work(self, configs: Configs, level: str) -> Work | None:
+        """What one pass takes, for estimates; None where nobody has worked it out.
+
+        Args:
+            configs: of the model.
+            level: which checkpoints are compared.
+        """
+        return None
 
     def draw(self) -> np.random.Generator:
         """The generator of this case's inputs: numpy's counter-based Philox, the same everywhere."""

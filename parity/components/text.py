@@ -54,6 +54,7 @@ class TextCase(Case):
 
     component: ClassVar[str] = "text"
     folders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    streamed: ClassVar[bool] = True
 
     prompts: tuple[str, ...]
     template: str = "image"

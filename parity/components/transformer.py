@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from parity.components.base import DTYPES, Case, Configs, State
+from parity.components.base import DTYPES, Case, Configs, State, Work
 from parity.errors import UsageError
+from parity.names import parse, qwen_image_transformer
 
 # One latent token of Qwen-Image covers 8 (VAE) × 2 (patch) pixels each way.
 PIXELS_PER_TOKEN = 16
@@ -29,6 +30,7 @@ class TransformerCase(Case):
 
     component: ClassVar[str] = "transformer"
     folders: ClassVar[tuple[str, ...]] = ("transformer",)
+    streamed: ClassVar[bool] = True
 
     images: tuple[tuple[int, int], ...]
     text_tokens: tuple[int, ...]
@@ -71,6 +73,24 @@ class TransformerCase(Case):
     def graph(self, configs: Configs, level: str) -> dict[str, Any]:
         """See `Case.graph`; the function is `parity.names.qwen_image_transformer`."""
         return {"name": self.component, "num_layers": configs["transformer"]["num_layers"], "level": level}
+
+    def work(self, configs: Configs, level: str) -> Work:
+        """See `Case.work`. A token passes 12 D² weights a block: q, k, v, out, and twice 4 D² of the MLP."""
+        config = configs["transformer"]
+        heads, layers = config["num_attention_heads"], config["num_layers"]
+        width = heads * config["attention_head_dim"]
+        batch, longest = len(self.text_tokens), max(self.text_tokens)
+        tokens = self.image_tokens + longest
+        products = 12 * width**2 * tokens + 2 * tokens**2 * width + 12 * width**2
+        entry = self.image_tokens * config["in_channels"] + longest * config["joint_attention_dim"]
+        ends = entry * width + self.image_tokens * width * (config["out_channels"] or config["in_channels"]) * 4
+        names = qwen_image_transformer(layers, level).names_of("block.00")
+        of_stream = {"img": self.image_tokens, "txt": longest}
+        captured = sum(6 * width if parse(name).kind == "mod" else of_stream[parse(name).stream] * width
+                       for name in names)  # fmt: skip
+        # The MLP's hidden layer and its activation; attention's scores and their softmax.
+        inside = max(2 * 4 * tokens * width, 2 * heads * tokens**2 + 4 * tokens * width)
+        return Work(2.0 * batch * (layers * products + ends), batch * tokens * width, batch * captured, batch * inside)
 
     def inputs(self, configs: Configs, dtype: str) -> State:
         """The arrays of parity.ports that go into the first stage.

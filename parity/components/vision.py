@@ -107,6 +107,7 @@ class VisionCase(Case):
 
     component: ClassVar[str] = "vision"
     folders: ClassVar[tuple[str, ...]] = ("text_encoder", "processor")
+    streamed: ClassVar[bool] = True
 
     images: tuple[tuple[int, int], ...]
 
