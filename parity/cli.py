@@ -52,6 +52,7 @@ app.command(ranges)
 bench = App(name="bench", help="Measure the toolkit itself: speed, cost of capture, false alarms, sensitivity.")
 for _name in ("forward", "capture", "clean", "sensitivity"):
     _add(bench, f"bench:{_name}", _name)
+_add(bench, "bench_stream:stream", "stream")
 app.command(bench)
 
 

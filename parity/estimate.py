@@ -44,8 +44,8 @@ class Rates:
     read: float
 
     def of(self, dtype: str) -> float:
-        """Rate of a pass in a dtype; half precision is computed in float32."""
-        return (self.float64 if dtype == "float64" else self.float32) * EFFICIENCY
+        """Rate of products in a dtype; half precision is computed in float32."""
+        return self.float64 if dtype == "float64" else self.float32
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,36 @@ def estimate(unit: Unit, model: ModelFolder, level: str, rates: Rates | None = N
         level: of the unit's checkpoints.
         rates: without them no time is estimated.
     """
-    modes, floor_runs = len(unit.modes), unit.draws + PRECISIONS
-    passes = {"truth": modes, "reference": 1 + floor_runs * modes, "candidate": modes}
+    passes, modes = _passes(unit), len(unit.modes)
     folders = {folder: one for folder, one in model.checkpoints.items() if folder in unit.case.folders}
     weights = sum(_stage_bytes(one, unit) for one in folders.values())
     work = unit.case.work(model.configs, level)
     wide, narrow = np.dtype(unit.truth).itemsize, DTYPES[unit.dtype].itemsize
     arrays = 0
     if work is not None:
-        chains = 3 + floor_runs if "accumulated" in unit.modes else 1
+        chains = 3 + unit.draws + PRECISIONS if "accumulated" in unit.modes else 1
         arrays = work.captured * (wide * (modes + 1) + 2 * narrow) + 2 * wide * work.inside
         arrays += chains * work.state * wide
     seconds = None
     if work is not None and rates is not None:
-        in_dtype = passes["reference"] + passes["candidate"]
-        computing = passes["truth"] / rates.of(unit.truth) + in_dtype / rates.of(unit.dtype)
-        seconds = max(work.flops * computing, sum(one.nbytes for one in folders.values()) / rates.read)
+        computing = arithmetic(unit, model, level, rates) / EFFICIENCY
+        seconds = max(computing, sum(one.nbytes for one in folders.values()) / rates.read)
     return Estimate(int((FRAMEWORKS + weights + arrays) * SLACK), weights, seconds, passes)
+
+
+def _passes(unit: Unit) -> dict[str, int]:
+    """Side -> passes through the model."""
+    modes = len(unit.modes)
+    return {"truth": modes, "reference": 1 + (unit.draws + PRECISIONS) * modes, "candidate": modes}
+
+
+def arithmetic(unit: Unit, model: ModelFolder, level: str, rates: Rates) -> float:
+    """Seconds that the matrix products of all passes take at the bare rate; NaN where they are not known."""
+    work, passes = unit.case.work(model.configs, level), _passes(unit)
+    if work is None:
+        return math.nan
+    in_dtype = passes["reference"] + passes["candidate"]
+    return work.flops * (passes["truth"] / rates.of(unit.truth) + in_dtype / rates.of(unit.dtype))
 
 
 def _stage_bytes(checkpoint: Checkpoint, unit: Unit) -> int:

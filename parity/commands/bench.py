@@ -39,7 +39,7 @@ def forward(*, repeats: Repeats = 7, dtype: Dtype = "float32", out: Out = None, 
     Four blocks, D = 512, 256 image and 32 text tokens. torch's own bfloat16 GEMM is slow on
     CPUs without AVX512-BF16: its figure is for the kernels as they come.
     """
-    _free(out, force)
+    free(out, force)
     with _checkpoint() as folder:
         rounds = {"mlx": [], "mlx, PARITY_BLAS=none": [], "torch": []}
         for _ in range(3):  # processes in turn, so that a change of the machine's speed meets all of them
@@ -56,12 +56,12 @@ def forward(*, repeats: Repeats = 7, dtype: Dtype = "float32", out: Out = None, 
     for name, one in figures.items():
         table.add_row(name, f"{one['seconds'] * 1e3:.0f}", f"{one['over_mlx']:.2f}")
     Console().print(table)
-    return _save(out, {"dtype": dtype, "forward": figures})
+    return save(out, {"dtype": dtype, "forward": figures})
 
 
 def capture(*, repeats: Repeats = 15, out: Out = None, force: Force = False) -> int:
     """Time what taps and statistics cost: no taps, taps without a recorder, statistics at level block."""
-    _free(out, force)
+    free(out, force)
     names = ["untapped", "plain", "recorded"]
     figures = {}
     with _checkpoint() as folder:
@@ -76,7 +76,7 @@ def capture(*, repeats: Repeats = 15, out: Out = None, force: Force = False) -> 
     for side, one in figures.items():
         table.add_row(side, f"{one['milliseconds']:.0f}", f"{one['taps']:.3f} ×", f"{one['statistics']:.2f} ×")
     Console().print(table)
-    return _save(out, {"capture": figures})
+    return save(out, {"capture": figures})
 
 
 def clean(
@@ -88,7 +88,7 @@ def clean(
     Exits 1 when any checkpoint of any run is not a match. The thresholds of the verdicts rest
     on these figures; reports/clean-runs.json has the ones they were set by.
     """
-    _free(out, force)
+    free(out, force)
     found = open_model(weights, TransformerCase.folders, Console(stderr=True))
     graph = qwen_image_transformer(found.configs["transformer"]["num_layers"], "full")
     ports = open_port("reference"), open_port(candidate)
@@ -102,7 +102,7 @@ def clean(
         "thresholds": verdict.DEFAULT.as_dict(),
         "environment": {"reference": environment(ports[0]), "candidate": environment(ports[1])},
     }
-    _save(out, {**about, "summary": summary, "runs": [asdict(row) for row in rows]})
+    save(out, {**about, "summary": summary, "runs": [asdict(row) for row in rows]})
     return 1 if summary["alarms"] else 0
 
 
@@ -140,7 +140,7 @@ def sensitivity(
     Exits 1 when fewer than 95 % of the checkpoints have an isolated float32 floor of 1e-6, or
     any planted error is not found at its own checkpoint.
     """
-    _free(out, force)
+    free(out, force)
     found = open_model(weights, TransformerCase.folders, Console(stderr=True))
     graph = qwen_image_transformer(found.configs["transformer"]["num_layers"], "full")
     ports = open_port("reference"), open_port(candidate)
@@ -158,7 +158,7 @@ def sensitivity(
     print(f"noise of 1e-5 found at its own checkpoint and nowhere else: {len(planted) - len(missed)} of {len(planted)}")
     for one in missed[:10]:
         print(f"  {one.name} (floor {one.floor:.1e}): found {', '.join(one.found) or 'nothing'}")
-    _save(out, {"quiet_share": quiet, "planted": len(planted), "missed": [asdict(one) for one in missed]})
+    save(out, {"quiet_share": quiet, "planted": len(planted), "missed": [asdict(one) for one in missed]})
     return 1 if missed or quiet < 0.95 else 0
 
 
@@ -181,7 +181,7 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _free(out: Path | None, force: bool) -> None:
+def free(out: Path | None, force: bool) -> None:
     """Refuse before measuring, not after."""
     if out is not None and out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a JSON file")
@@ -191,7 +191,8 @@ def _free(out: Path | None, force: bool) -> None:
         raise UsageError(f"--out {out}: there is no folder {out.parent}")
 
 
-def _save(out: Path | None, figures: dict) -> int:
+def save(out: Path | None, figures: dict) -> int:
+    """Write a benchmark's figures where they are wanted."""
     if out is not None:
         write_json(out, figures)
     return 0
