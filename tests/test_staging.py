@@ -10,9 +10,11 @@ from parity.errors import OutputExistsError, ResourceError, UsageError
 from parity.staging import check_room, staged
 
 
-def write(final, force=False, file="config.json", content="new", said=None):
+def write(final, force=False, file="config.json", content="new", said=None, error=None):
     with staged(final, force, (said if said is not None else []).append) as folder:
         (folder / file).write_text(content)
+        if error is not None:
+            raise error
 
 
 def names(folder):
@@ -35,9 +37,8 @@ def test_a_single_file_takes_its_name_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_nothing_is_left_of_what_failed(tmp_path, error):
-    with pytest.raises(error), staged(tmp_path / "out", False, print) as folder:
-        (folder / "a").write_text("x")
-        raise error
+    with pytest.raises(error):
+        write(tmp_path / "out", error=error())
     assert names(tmp_path) == []
 
 
