@@ -44,13 +44,16 @@ class QuantizedLinear(nn.Module):
         bits: bits of one code.
     """
 
-    def __init__(self, weight: mx.array, bias: mx.array, *, group_size: int, bits: int, mode: str = "affine") -> None:
+    def __init__(
+        self, weight: mx.array, bias: mx.array | None, *, group_size: int, bits: int, mode: str = "affine"
+    ) -> None:
         super().__init__()
         self.group_size, self.bits, self.mode = group_size, bits, mode
         self.weight, self.scales, *rest = mx.quantize(weight, group_size=group_size, bits=bits, mode=mode)
         if rest:
             self.biases = rest[0]
-        self.bias = bias
+        if bias is not None:
+            self.bias = bias
 
     def __call__(self, x: mx.array) -> mx.array:
         return ops.quantized_linear(
@@ -58,7 +61,7 @@ class QuantizedLinear(nn.Module):
             self.weight,
             self.scales,
             self.get("biases"),
-            self.bias,
+            self.get("bias"),
             group_size=self.group_size,
             bits=self.bits,
             mode=self.mode,

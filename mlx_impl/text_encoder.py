@@ -25,8 +25,8 @@ from .qwen2_layers import RMSNorm
 from .text_config import TextEncoderConfig
 from .weights import Shards, load_part, mlx_dtype
 
-# As published, and as transformers saves the model where it does not go back to the published names.
-PREFIXES = ("model", "model.language_model")
+# Of the language model's keys; the vision tower's have another one.
+PREFIX = "model"
 
 
 class Linear(nn.Module):
@@ -210,30 +210,28 @@ class TextCheckpoint(Shards):
         root: the folder above it, of the whole model.
 
     Raises:
-        FileNotFoundError: no config, no weights, or a shard that the index names is not there.
+        WeightsError: it is not there, or damaged.
         ValueError: a config that this model cannot follow, or keys of another model.
     """
 
     def __init__(self, root: str | Path) -> None:
-        folder = Path(root) / "text_encoder"
-        self.config = TextEncoderConfig.from_folder(folder)
-        super().__init__(folder)
-        found = [prefix for prefix in PREFIXES if f"{prefix}.embed_tokens.weight" in self.keys]
-        if len(found) != 1:
-            expected = " or ".join(f"{prefix}.embed_tokens.weight" for prefix in PREFIXES)
-            raise ValueError(f"{folder}: expected one key {expected}, found {len(found)}")
-        self.prefix = found[0]
+        super().__init__(Path(root), "text_encoder")
+        self.check_strangers(PREFIX)
+        try:
+            self.config = TextEncoderConfig.from_dict(self.settings)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}/config.json: {error}") from None
         self._check_layers()
 
     def load(self, module: nn.Module, part: str, dtype: mx.Dtype, hold: mx.Dtype | None = None) -> None:
         """Load ``embed_tokens``, ``layers.N`` or ``norm``; see `weights.load_part`."""
-        load_part(module, self, f"{self.prefix}.{part}", dtype, hold or dtype)
+        load_part(module, self, f"{PREFIX}.{part}", dtype, hold or dtype)
 
     def _check_layers(self) -> None:
         """Each part is loaded strictly; here are the keys that belong to none."""
         parts = ("embed_tokens", "norm", *(f"layers.{index}" for index in range(self.config.num_hidden_layers)))
-        known = tuple(f"{self.prefix}.{part}." for part in parts)
-        others = tuple(f"{prefix}." for prefix in ("lm_head", "visual", "model.visual"))
+        known = tuple(f"{PREFIX}.{part}." for part in parts)
+        others = tuple(f"{prefix}." for prefix in ("lm_head", "visual"))
         if strangers := [key for key in self.keys if not key.startswith(known + others)]:
             raise ValueError(f"{self.folder}: keys that the model does not have: {', '.join(sorted(strangers)[:8])}")
 
@@ -300,7 +298,7 @@ def load_text_encoder(root: str | Path, dtype: str = "bfloat16") -> Qwen2_5_VLTe
 
     Raises:
         ValueError: missing, extra or misshaped arrays, an unknown dtype or config key.
-        FileNotFoundError: config or shards are not there.
+        WeightsError: config or shards are not there, or damaged.
     """
     wanted = mlx_dtype(dtype)
     checkpoint = TextCheckpoint(root)

@@ -9,7 +9,6 @@ names; kernels are O D H W I here, and gammas have one axis. A picture is one fr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -271,16 +270,15 @@ class VaeShards(Shards):
         root: the model's folder.
 
     Raises:
-        FileNotFoundError: no config, no weights, or a shard that the index names is not there.
-        ValueError: the config has keys that the model does not know, or values that do not fit one another.
+        WeightsError: it is not there, or damaged.
+        ValueError: the config has keys that the model does not know, or values that do not fit one another, or there
+            are tensors that the model does not have.
     """
 
     def __init__(self, root: str | Path) -> None:
-        folder = Path(root) / "vae"
-        if not (folder / "config.json").exists():
-            raise FileNotFoundError(f"{folder} has no config.json")
-        self.config = VaeConfig.from_dict(json.loads((folder / "config.json").read_text()))
-        super().__init__(folder)
+        super().__init__(Path(root), "vae")
+        self.check_strangers()
+        self.config = VaeConfig.from_dict(self.settings)
 
     def read(self, prefix: str) -> dict[str, mx.array]:
         """See `Shards.read`. Kernels O I … become O … I, gammas C 1 1 (1) become C."""
@@ -299,20 +297,17 @@ def load_vae(
     """The VAE with its weights in memory.
 
     Args:
-        root: a model's folder in the diffusers layout, with a folder ``vae``.
+        root: a model's folder, with a folder ``vae``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         directions: ``encode``, ``decode`` or both: what is needed is loaded.
 
     Raises:
         ValueError: missing, extra or misshaped arrays, an unknown dtype, direction or config key.
-        FileNotFoundError: config or weights are not there.
+        WeightsError: config or weights are not there, or damaged.
     """
     wanted, shards = mlx_dtype(dtype), VaeShards(root)
     if strangers := set(directions) - set(PARTS):
         raise ValueError(f"directions {sorted(strangers)}: expected {' or '.join(PARTS)}")
-    prefixes = tuple(f"{part}." for parts in PARTS.values() for part in parts)
-    if extra := [key for key in shards.keys if not key.startswith(prefixes)]:
-        raise ValueError(f"{shards.folder}: arrays that the model does not know: {', '.join(extra)}")
     model = AutoencoderKLQwenImage(shards.config, directions)
     for part in (part for direction in directions for part in PARTS[direction]):
         load_part(model[part], shards, part, wanted, wanted)

@@ -9,7 +9,6 @@ a checkpoint has below ``visual.``, are this parameter tree's flattened names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,8 +29,8 @@ from .weights import Shards, load_part, mlx_dtype
 # Attention on the CPU passes over its scores a dozen times: so many of them at a time stay in its cache.
 SCORES_LIMIT = 2**20
 
-# As published, and as transformers saves the model where it does not go back to the published names.
-PREFIXES = ("visual", "model.visual")
+# Of its keys in the text encoder's checkpoint.
+PREFIX = "visual"
 
 # Keys of published configs that change no number: names, training, videos' clocks, and what
 # transformers 5 does not read.
@@ -349,22 +348,17 @@ def open_vision(root: str | Path) -> VisionCheckpoint:
         root: folder of the pipeline, or its ``text_encoder`` folder.
 
     Raises:
-        FileNotFoundError: config, weights or shards are not there.
+        WeightsError: config, weights or shards are not there, or damaged.
         ValueError: no ``vision_config``, unknown keys in it, or no tensor of a vision tower.
     """
-    root = Path(root)
-    folder = root / "text_encoder" if (root / "text_encoder" / "config.json").exists() else root
-    path = folder / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{root} has no config.json, nor a text_encoder folder with one")
-    config = json.loads(path.read_text())
+    shards = Shards(root, "text_encoder")
+    shards.check_strangers(PREFIX)
+    config = shards.settings
     if "vision_config" not in config:
-        raise ValueError(f"{path} has no vision_config: this text encoder has no vision tower")
-    shards = Shards(folder)
-    for prefix in PREFIXES:
-        if any(key.startswith(f"{prefix}.") for key in shards.keys):
-            return VisionCheckpoint(VisionConfig.from_dict(config["vision_config"]), shards, prefix)
-    raise ValueError(f"{folder} holds no tensor below {' or '.join(f'{prefix}.' for prefix in PREFIXES)}")
+        raise ValueError(f"{shards.folder}/config.json has no vision_config: this text encoder has no vision tower")
+    if not any(key.startswith(f"{PREFIX}.") for key in shards.keys):
+        raise ValueError(f"{shards.folder} holds no tensor below {PREFIX}.")
+    return VisionCheckpoint(VisionConfig.from_dict(config["vision_config"]), shards, PREFIX)
 
 
 def load_vision(root: str | Path, dtype: str = "bfloat16") -> Qwen2_5_VisionTransformerPretrainedModel:
@@ -375,7 +369,7 @@ def load_vision(root: str | Path, dtype: str = "bfloat16") -> Qwen2_5_VisionTran
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        FileNotFoundError, ValueError: see `open_vision`; missing, extra or misshaped arrays.
+        WeightsError, ValueError: see `open_vision`; missing, extra or misshaped arrays.
     """
     checkpoint = open_vision(root)
     model = Qwen2_5_VisionTransformerPretrainedModel(checkpoint.config)

@@ -1,22 +1,24 @@
-"""Checkpoints in the diffusers layout: find the shards, read one stage's arrays at a time.
+"""Checkpoints in any layout: find a component's tensors, read one stage's arrays at a time.
 
-Arrays come lazily from ``mx.load``, so the peak is one stage in the stored dtype and in the
-wanted one.
+Where a tensor is stored is found by ``parity.layouts``, under the names of diffusers and transformers; reading is
+``mx.load``'s. Arrays come lazily, so the peak is one stage in the stored dtype and in the wanted one. O outputs,
+I inputs.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from parity.layouts import Entry, locate
+
+from .layers import QuantizedLinear
 from .transformer import QwenImageTransformer2DModel, TransformerConfig
 
-# An unsharded model's file, as diffusers and as transformers call it.
-SINGLES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 # The modules that a stage outside the blocks owns.
@@ -25,84 +27,101 @@ HEAD_PARTS = ("norm_out", "proj_out")
 
 
 class Shards:
-    """The safetensors shards of one folder, as diffusers or transformers wrote them.
+    """One component's tensors.
 
     Args:
-        folder: the folder of one component.
+        path: the model's folder, the component's, or a single safetensors file.
+        component: ``transformer``, ``text_encoder`` or ``vae``.
+
+    Attributes:
+        folder: of the files.
+        settings: contents of the component's ``config.json``, or what stands for it.
+        entries: key -> where it is stored, and how.
 
     Raises:
-        FileNotFoundError: no weights, or a shard that the index names is not there.
+        WeightsError: it is not there, or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._file_of = self._index()
-        missing = sorted({file for file in self._file_of.values() if not (folder / file).exists()})
-        if missing:
-            raise FileNotFoundError(f"{folder}: no {', '.join(missing)}, which the index names; download it again")
+    def __init__(self, path: str | Path, component: str) -> None:
+        located = locate(Path(path), component)
+        self.folder, self.entries = located.folder, located.entries
+        self.settings = dict(located.config)
+        self._extra = located.extra
+
+    def check_strangers(self, *kinds: str) -> None:
+        """Refuse stored tensors that no rule knows.
+
+        Args:
+            kinds: words of a stored name that say whose business it is; all names are when there are none.
+
+        Raises:
+            ValueError: there are some.
+        """
+        found = [name for name in self._extra if not kinds or set(kinds) & set(name.split("."))]
+        if found:
+            raise ValueError(f"{self.folder}: tensors that the model does not have: {', '.join(found[:8])}")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All keys, as the index or the single file names them."""
-        return tuple(self._file_of)
+        """All keys, those of diffusers or transformers; a packed layer has one, of its weight."""
+        return tuple(self.entries)
+
+    def below(self, prefix: str) -> dict[str, Entry]:
+        """The entries whose keys start with `prefix`."""
+        return {key: entry for key, entry in self.entries.items() if key.startswith(prefix)}
 
     def read(self, prefix: str) -> dict[str, mx.array]:
         """Arrays below `prefix`, their keys without it, not yet read from disk.
 
-        Raises:
-            KeyError: the index names a tensor that its shard does not hold.
+        A packed layer has ``weight`` (O I·bits/32 uint32), ``scales`` and ``biases`` (O I/group), as they are stored.
         """
-        by_file: dict[str, list[str]] = {}
-        for key, file in self._file_of.items():
-            if key.startswith(prefix):
-                by_file.setdefault(file, []).append(key)
-        found: dict[str, mx.array] = {}
-        for file, keys in by_file.items():
-            shard = mx.load(str(self.folder / file))
-            for key in keys:
-                if key not in shard:
-                    raise KeyError(f"{self.folder / file} does not hold {key}, which the index says it does")
-                found[key.removeprefix(prefix)] = shard[key]
-        return found
+        opened: dict[str, dict[str, mx.array]] = {}
 
-    def _index(self) -> Mapping[str, str]:
-        indices = sorted(self.folder.glob("*.safetensors.index.json"))
-        if indices:
-            return json.loads(indices[0].read_text())["weight_map"]
-        for name in SINGLES:
-            if (self.folder / name).exists():
-                return dict.fromkeys(mx.load(str(self.folder / name)), name)
-        raise FileNotFoundError(f"{self.folder} holds neither {' nor '.join(SINGLES)} nor a *.safetensors.index.json")
+        def stored(file: str, name: str) -> mx.array:
+            if file not in opened:
+                opened[file] = mx.load(str(self.folder / file))
+            return opened[file][name]
+
+        found: dict[str, mx.array] = {}
+        for key, entry in self.below(prefix).items():
+            key, array = key.removeprefix(prefix), stored(entry.file, entry.name)
+            if entry.packing is not None:
+                layer = key.removesuffix("weight")
+                found[f"{layer}scales"] = stored(*entry.packing.scales)
+                found[f"{layer}biases"] = stored(*entry.packing.biases)
+            elif entry.axes is not None:
+                array = array.transpose(entry.axes).reshape(entry.true_shape)
+            found[key] = array
+        return found
 
 
 class Checkpoint(Shards):
-    """The transformer's config and shards in one folder.
+    """The transformer's config and tensors.
 
     Args:
-        folder: the ``transformer`` folder of a pipeline, or the folder above it.
+        path: the model's folder, the transformer's own, or a single safetensors file.
 
     Raises:
-        FileNotFoundError: no config, no weights, or a shard that the index names is not there.
-        ValueError: the config has keys that the model does not know.
+        WeightsError: it is not there, or damaged.
+        ValueError: the config has keys that the model does not know, or there are tensors that it does not have.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        inner = folder / "transformer" if (folder / "transformer" / "config.json").exists() else folder
-        path = inner / "config.json"
-        if not path.exists():
-            raise FileNotFoundError(f"{folder} has no config.json, nor a transformer folder with one")
-        self.config = TransformerConfig.from_dict(json.loads(path.read_text()))
-        super().__init__(inner)
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path, "transformer")
+        self.check_strangers()
+        self.config = TransformerConfig.from_dict(self.settings)
 
 
 def load_part(module: nn.Module, checkpoint: Shards, prefix: str, dtype: mx.Dtype, hold: mx.Dtype) -> None:
     """Load the arrays below `prefix` into a module, rounded to `hold` and then cast to `dtype`.
 
+    Packed layers within the module are put there; where the module is one itself, `pack_layers` does it before.
+
     Raises:
         ValueError: missing, extra or misshaped arrays, named with their full keys.
     """
-    arrays = {key: _cast(array, dtype, hold) for key, array in checkpoint.read(f"{prefix}.").items()}
+    pack_layers(module, checkpoint, f"{prefix}.", base=f"{prefix}.")
+    arrays = dict(_cast(checkpoint, f"{prefix}.", dtype, hold))
     try:
         module.load_weights(list(arrays.items()), strict=True)
     except ValueError as error:
@@ -110,24 +129,55 @@ def load_part(module: nn.Module, checkpoint: Shards, prefix: str, dtype: mx.Dtyp
     mx.eval(module.parameters())
 
 
-def load_transformer(folder: str | Path, dtype: str = "bfloat16") -> QwenImageTransformer2DModel:
+def load_transformer(path: str | Path, dtype: str = "bfloat16") -> QwenImageTransformer2DModel:
     """The whole transformer with its weights in memory.
 
     Args:
-        folder: a checkpoint folder in the diffusers layout.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        path: a model's folder, the transformer's own, or a single safetensors file, in any layout.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; packed weights stay packed.
 
     Raises:
         ValueError: missing, extra or misshaped arrays, an unknown dtype or config key.
-        FileNotFoundError: config or shards are not there.
+        WeightsError: config or shards are not there, or damaged.
     """
     wanted = mlx_dtype(dtype)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(path)
     model = QwenImageTransformer2DModel(checkpoint.config)
-    arrays = [(key, array.astype(wanted)) for key, array in checkpoint.read("").items()]
-    model.load_weights(arrays, strict=True)
+    pack_layers(model, checkpoint)
+    model.load_weights(list(_cast(checkpoint, "", wanted, wanted)), strict=True)
     mx.eval(model.parameters())
     return model
+
+
+def pack_layers(model: nn.Module, checkpoint: Shards, prefix: str = "", *, base: str = "") -> None:
+    """Put a `QuantizedLinear`, without its weights yet, wherever the checkpoint's layer is packed.
+
+    Bits and group size are each layer's own.
+
+    Args:
+        model: what keys are paths in, once `base` is taken from them.
+        checkpoint: whose entries tell.
+        prefix: of the keys that are looked at.
+
+    Raises:
+        ValueError: a packed layer that is no linear layer of the model.
+    """
+    for key, entry in checkpoint.below(prefix).items():
+        path = key.removeprefix(base).removesuffix("weight").rstrip(".")
+        if entry.packing is None or not path:
+            continue
+        *parents, name = path.split(".")
+        parent: Any = model
+        for part in parents:
+            parent = parent[int(part) if part.isdecimal() else part]
+        place = int(name) if name.isdecimal() else name
+        layer = parent[place]
+        if not hasattr(layer, "to_quantized") and not isinstance(layer, QuantizedLinear):
+            raise ValueError(f"{checkpoint.folder}: {key} is packed, and this model has no packed layer there")
+        # The zeros are never computed: loading puts the arrays of the checkpoint in their place.
+        zeros, bias = mx.zeros(entry.true_shape), layer.get("bias")
+        bits, group_size = entry.packing.bits, entry.packing.group_size
+        parent[place] = QuantizedLinear(zeros, bias, bits=bits, group_size=group_size)
 
 
 def mlx_dtype(name: str) -> mx.Dtype:
@@ -141,5 +191,10 @@ def mlx_dtype(name: str) -> mx.Dtype:
     return DTYPES[name]
 
 
-def _cast(array: mx.array, dtype: mx.Dtype, hold: mx.Dtype) -> mx.array:
-    return array.astype(hold).astype(dtype)
+def _cast(checkpoint: Shards, prefix: str, dtype: mx.Dtype, hold: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
+    """Arrays in the wanted dtype; what belongs to packed weights stays as it is stored."""
+    packed = {key.removesuffix("weight") for key, entry in checkpoint.below(prefix).items() if entry.packing}
+    for key, array in checkpoint.read(prefix).items():
+        layer, _, leaf = f"{prefix}{key}".rpartition(".")
+        as_stored = f"{layer}." in packed and leaf in ("weight", "scales", "biases")
+        yield key, array if as_stored else array.astype(hold).astype(dtype)

@@ -64,7 +64,7 @@ def read_header(path: Path) -> Shard:
         raise WeightsError(f"{name}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise WeightsError(f"{name}: {error}") from None
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}  # MLX writes null where there are none
     problems = [f"{name}: {text}" for text in _entry_problems(header, metadata, size - 8 - length)]
     if problems:
         raise WeightsError(f"{problems[0]}{and_more(problems)}", problems)

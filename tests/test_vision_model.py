@@ -24,6 +24,7 @@ from mlx_impl.vision import Qwen2_5_VisionTransformerPretrainedModel as Ours
 from mlx_impl.vision import VisionConfig, load_vision
 from mlx_impl.vision_preprocess import load_settings, preprocess
 from parity.components.vision import vision_graph
+from parity.errors import WeightsError
 from parity.tap import Recorder, recording
 
 # Our error over that of transformers' own float32 run.
@@ -197,7 +198,8 @@ def test_strict_loading(tmp_path, fault):
     else:
         weights["visual.blocks.1.attn.qkv.bias"] = torch.zeros(95)
     save_file(weights, path)
-    with pytest.raises(ValueError, match=r"visual: .*blocks\.1\.attn\.qkv\.bias"):
+    error = WeightsError if fault == "misshaped" else ValueError
+    with pytest.raises(error, match=r"blocks\.1\.attn\.qkv\.bias"):
         load_vision(root, "float32")
 
 
@@ -212,13 +214,13 @@ def test_a_text_encoder_without_a_tower_is_told_so(tmp_path):
     root = write_tower(tmp_path / "model")
     config = root / "text_encoder" / "config.json"
     save_file({"model.norm.weight": torch.zeros(4)}, root / "text_encoder" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no tensor below visual\. or model\.visual\."):
+    with pytest.raises(ValueError, match=r"no tensor below visual\."):
         load_vision(root)
-    config.write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    config.write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(ValueError, match="no vision_config"):
         load_vision(root)
     config.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    with pytest.raises(WeightsError, match=r"config\.json: there is no such file"):
         load_vision(root)
 
 
