@@ -5,11 +5,14 @@ State keys are those of ``parity.components.pipeline``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
+from parity.layouts.lora import Adapter
 
 from .pipelines import KINDS, Request
 from .pipelines.components import Components
@@ -31,6 +34,7 @@ class PipelineSession(StagedSession):
         folder: of the model.
         dtype: dtype of weights and activations.
         hold: the same; a pipeline reads its weights in one dtype.
+        adapters: LoRAs of the transformer.
 
     Raises:
         ValueError: another dtype to hold.
@@ -38,11 +42,12 @@ class PipelineSession(StagedSession):
 
     stages = ()
 
-    def __init__(self, folder: Path, dtype: mx.Dtype, hold: mx.Dtype) -> None:
+    def __init__(self, folder: Path, dtype: mx.Dtype, hold: mx.Dtype, adapters: Sequence[Adapter] = ()) -> None:
         super().__init__(dtype, hold)
         if hold != dtype:
             raise ValueError(f"weights held in {hold} for a pipeline in {dtype}: they must be the same")
-        self._components = Components(folder, next(name for name, known in DTYPES.items() if known == dtype))
+        name = next(name for name, known in DTYPES.items() if known == dtype)
+        self._components = Components(folder, name, adapters=adapters)
 
     def load_stage(self, stage: str) -> None:
         """Components are loaded when the stage comes to them: which ones is the request's."""

@@ -13,8 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from parity import checkpoint as checkpoints
-from parity.checkpoint import Checkpoint
+from parity.checkpoint import count_non_finite
 from parity.errors import MissingPackageError, UsageError
 from parity.layouts.lora import ADAPTED, Adapter, Binding, LoraError, bind_file, nearest_line
 from parity.safetensors_header import Tensor, and_more, shown
@@ -159,19 +158,30 @@ def _inspect(adapter: Adapter, layers: Mapping[str, tuple[int, int]]) -> LoraFil
                     problems.append(f"alpha: {shown(pair.alpha)} is {alpha:g}, expected a positive number")
     if problems:
         raise LoraError(f"{adapter.path}: {problems[0]}{and_more(problems)}", problems)
-    factors = {key: header.tensors[key] for pair in binding.pairs.values() for key in (pair.down, pair.up)}
-    zero = set(_check_finite(adapter.path, binding, factors))
-    untrained = tuple(layer for layer, pair in binding.pairs.items() if pair.up in zero)
+    untrained = _check_finite(adapter.path, binding)
     return LoraFile(adapter, binding, digest, tuple(sorted(alphas)), untrained)
 
 
-def _check_finite(path: Path, binding: Binding, factors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Names of factors that are all zero; see `parity.checkpoint.check_finite`."""
-    shard = type(binding.header)(**vars(binding.header) | {"tensors": factors})
-    try:
-        return checkpoints.check_finite(Checkpoint(path.parent, {}, (shard,), factors, None, ()))
-    except checkpoints.WeightsError as error:
-        raise LoraError(f"{path}: {error.message.partition(': ')[2]}", error.details) from None
+def _check_finite(path: Path, binding: Binding) -> tuple[str, ...]:
+    """Layers whose B is all zero.
+
+    Raises:
+        LoraError: NaN or infinity; the details name every factor.
+    """
+    data = np.memmap(path, np.uint8, mode="r")
+    problems, zero = [], []
+    for layer, pair in binding.pairs.items():
+        for key in (pair.down, pair.up):
+            tensor = binding.header.tensors[key]
+            nan, inf, peak = count_non_finite(data[tensor.start : tensor.stop], tensor.dtype)
+            if nan or inf:
+                counts = " and ".join(f"{n} {what}" for n, what in ((nan, "NaN"), (inf, "infinite")) if n)
+                problems.append(f"non-finite: {shown(key)}: {counts} of {math.prod(tensor.shape)} values")
+            elif not peak and key == pair.up:
+                zero.append(layer)
+    if problems:
+        raise LoraError(f"{path}: {problems[0]}{and_more(problems)}", problems)
+    return tuple(zero)
 
 
 def _number(file: Any, tensor: Tensor) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class ModelFolder:
         files: folder -> hash of its small files, for folders without weights.
         pipeline: name of the pipeline's class; None without a ``model_index.json``.
         synthetic: preset of generated weights; None for real ones.
+        origin: what `describe` says of a model from a hub; empty for others.
     """
 
     root: Path
@@ -49,6 +50,7 @@ class ModelFolder:
     files: Mapping[str, str]
     pipeline: str | None
     synthetic: str | None
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +106,7 @@ class ModelFolder:
             "tensors": sum(len(one.tensors) for one in of_all),
             "parameters": sum(one.parameters for one in of_all),
             "configs": dict(self.configs),
+            **self.origin,
         }
 
 

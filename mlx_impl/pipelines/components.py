@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,6 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from parity.layouts.lora import Adapter
+
+from ..lora import Adapters
 from ..prompts import Prompter
 from ..scheduler import FlowMatchEulerDiscreteScheduler, SchedulerConfig
 from ..text_encoder import StreamedTextEncoder, load_text_encoder
@@ -39,15 +42,18 @@ class Components:
         root: a folder with ``transformer``, ``vae``, ``text_encoder``, ``tokenizer`` and ``scheduler``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         low_memory: give a component's weights back as soon as it has been used.
+        adapters: LoRAs of the transformer.
 
     Raises:
         FileNotFoundError: a folder is missing.
         ValueError: an unknown dtype.
     """
 
-    def __init__(self, root: str | Path, dtype: str, *, low_memory: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, dtype: str, *, low_memory: bool = False, adapters: Sequence[Adapter] = ()
+    ) -> None:
         self.root, self.dtype, self.low_memory = Path(root), mlx_dtype(dtype), low_memory
-        self._dtype_name = dtype
+        self._dtype_name, self._adapters = dtype, tuple(adapters)
         self._loaded: dict[str, Any] = {}
 
     def check(self, folders: tuple[str, ...]) -> None:
@@ -63,6 +69,8 @@ class Components:
             # Only now has the component before this one let go of its arrays.
             mx.clear_cache()
             self._loaded[name] = LOADERS[name](self.root, self._dtype_name)
+            if name == "transformer":
+                Adapters(self._adapters, self._loaded[name]).attach(self._loaded[name], self.dtype, self.dtype)
         try:
             yield self._loaded[name]
         finally:

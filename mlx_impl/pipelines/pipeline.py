@@ -5,12 +5,14 @@ B batch, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+
+from parity.layouts.lora import Adapter
 
 from .components import Components
 from .decoding import decode, to_pixels
@@ -87,15 +89,18 @@ class Pipeline:
         return latents
 
 
-def open_pipeline(root: str | Path, dtype: str = "bfloat16", *, low_memory: bool = False) -> Pipeline:
+def open_pipeline(
+    root: str | Path, dtype: str = "bfloat16", *, low_memory: bool = False, adapters: Sequence[Adapter] = ()
+) -> Pipeline:
     """A pipeline on a model's folder in the diffusers layout.
 
     Args:
         root: the folder with ``model_index.json``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         low_memory: one component's weights in memory at a time.
+        adapters: LoRAs of the transformer.
 
     Raises:
         ValueError: an unknown dtype.
     """
-    return Pipeline(Components(root, dtype, low_memory=low_memory))
+    return Pipeline(Components(root, dtype, low_memory=low_memory, adapters=adapters))

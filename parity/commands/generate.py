@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from parity import __version__, model_folder
-from parity.commands.weights_option import SYNTHETIC, find_model
+from parity.commands.weights_option import SYNTHETIC, find, open_loras
 from parity.errors import MissingPackageError, ParityError, ResourceError, UsageError, WeightsError
+from parity.lora import LoraFile
 from parity.model_folder import ModelFolder
 from parity.pictures import check_output, open_mask, open_picture, write_png
 from parity.ports import open_port
@@ -54,7 +55,12 @@ def generate(
     prompt: str,
     /,
     *,
-    weights: Annotated[str, Parameter(help="model folder, or synthetic:tiny, synthetic:tiny-edit")] = "synthetic:tiny",
+    weights: Annotated[
+        str, Parameter(help="model folder, hub id org/name[@revision], or synthetic:tiny, synthetic:tiny-edit")
+    ] = "synthetic:tiny",
+    lora: Annotated[
+        tuple[str, ...], Parameter(negative=(), help="FILE[@SCALE], a LoRA of the transformer; repeatable")
+    ] = (),
     image: Annotated[
         tuple[Path, ...],
         Parameter(negative=(), help="picture to start from or to edit; repeatable", show_default=False),
@@ -97,7 +103,8 @@ def generate(
     check_output(path, force=force)
     asked_size = _size(size, height, width)
     given = Given.open(image, mask)
-    root = find_model(weights)
+    where = find(weights)
+    root = where.path
     kind = _kind(root, given, strength)
     pipelines = _pipelines()
     synthetic = weights.startswith(SYNTHETIC)
@@ -113,15 +120,17 @@ def generate(
     }
     with _as(UsageError):
         request = pipelines.KINDS[kind](**arguments)
-    model = model_folder.inspect(root, request.folders)
+    model = replace(model_folder.inspect(root, request.folders), origin=where.origin)
+    loras = open_loras(lora, model, err, reference=False)
     with _as(WeightsError, f"{root}: "):
-        pipeline = pipelines.open_pipeline(root, dtype, low_memory=low_memory)
+        adapters = [one.adapter for one in loras]
+        pipeline = pipelines.open_pipeline(root, dtype, low_memory=low_memory, adapters=adapters)
     notes = [*given.notes, *request.notes, *_notes(request, pipeline, model, low_memory)]
     for note in notes:
         err.print(f"note: {note}", markup=False)
     begun = time.perf_counter()
     result = _make(pipeline, request, root, err)
-    settings = {"task": kind, **_settings(request), **given.describe(), **_made_by(model, dtype)}
+    settings = {"task": kind, **_settings(request), **given.describe(), **_made_by(model, dtype, loras)}
     write_png(path, result.images[0], settings, force=force)
     seconds, mebibytes = time.perf_counter() - begun, result.peak_bytes / 2**20
     err.print(f"made in {seconds:.1f} s, with at most {mebibytes:,.0f} MiB of arrays in memory")
@@ -369,12 +378,15 @@ def _settings(request: Request) -> dict[str, Any]:
     }
 
 
-def _made_by(model: ModelFolder, dtype: str) -> dict[str, Any]:
+def _made_by(model: ModelFolder, dtype: str, loras: Sequence[LoraFile]) -> dict[str, Any]:
     """What made the picture, apart from the request."""
     made_with = open_port("mlx_impl").environment()
-    name = f"{SYNTHETIC}{model.synthetic}" if model.synthetic else model.root.resolve().name
+    named = model.origin.get("repository", model.root.resolve().name)
+    name = f"{SYNTHETIC}{model.synthetic}" if model.synthetic else named
+    origin = {key: value for key, value in model.origin.items() if key != "path"}
     return {
-        "model": {"name": name, "pipeline": model.pipeline, "fingerprint": model.fingerprint()},
+        "model": {"name": name, "pipeline": model.pipeline, "fingerprint": model.fingerprint(), **origin},
+        "lora": [one.describe() for one in loras],
         "dtype": dtype,
         "software": {"parity": __version__, "mlx": made_with["mlx"], "device": made_with["device"]},
     }

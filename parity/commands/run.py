@@ -16,7 +16,7 @@ from rich.console import Console
 
 from parity import estimate, memory
 from parity import suite as suites
-from parity.commands.weights_option import open_model
+from parity.commands.weights_option import open_loras, open_model
 from parity.ports import environment, open_port
 from parity.reporters import text
 from parity.run import LARGE_BYTES, Job, default_jobs, streams
@@ -32,7 +32,12 @@ def run(
     /,
     *,
     case: Annotated[tuple[str, ...], Parameter(negative=(), help="only this case of the suite; repeatable")] = (),
-    weights: Annotated[str | None, Parameter(help="checkpoint folder, or synthetic:tiny, synthetic:wide")] = None,
+    weights: Annotated[
+        str | None, Parameter(help="model folder, hub id org/name[@revision], or synthetic:tiny, synthetic:wide")
+    ] = None,
+    lora: Annotated[
+        tuple[str, ...], Parameter(negative=(), help="FILE[@SCALE], a LoRA that both sides wear; repeatable")
+    ] = (),
     candidate: Annotated[
         str, Parameter(help="the port under test: mlx_impl, a copy of it, package.module:attribute")
     ] = "mlx_impl",
@@ -70,7 +75,8 @@ def run(
     model = open_model(
         weights or chosen.weights, chosen.folders, err, later=lambda found: streams(found, Job(chosen, found, "").units)
     )
-    job = Job(chosen, model, candidate, truth)
+    loras = open_loras(lora, model, err)
+    job = Job(chosen, model, candidate, truth, loras=loras)
     job = replace(job, jobs=default_jobs(model, len(job.units)) if jobs is None else jobs)
     _say_what_it_takes(job, err)
     plan = job.plan(model.fingerprint())

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from parity import model_folder
+from parity import hub, lora, model_folder
 
 SYNTHETIC = "synthetic:"
 
 
-def find_model(weights: str) -> Path:
-    """The folder that ``--weights`` means.
+@dataclass(frozen=True)
+class Found:
+    """What ``--weights`` means.
+
+    Attributes:
+        path: of the model.
+        origin: what ``weights`` of ``parity.json`` says of a model from a hub; empty for others.
+    """
+
+    path: Path
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+def find(weights: str, folders: Iterable[str] = hub.FOLDERS) -> Found:
+    """Where the model lies that ``--weights`` means; one of a hub is downloaded if need be.
 
     Args:
-        weights: a model's folder, or ``synthetic:PRESET``, made on first use.
-    """
-    if not weights.startswith(SYNTHETIC):
-        return Path(weights)
-    from parity.commands.synth import ensure
+        weights: a model's folder, ``org/name[@revision]`` on a hub, or ``synthetic:PRESET``, made on first use.
+        folders: the components that are needed.
 
-    return ensure(weights.removeprefix(SYNTHETIC))
+    Raises:
+        WeightsError: the hub does not have it, or can't be reached.
+        ResourceError: no room to download it.
+    """
+    if weights.startswith(SYNTHETIC):
+        from parity.commands.synth import ensure
+
+        return Found(ensure(weights.removeprefix(SYNTHETIC)))
+    hub_id = hub.parse(weights)
+    if hub_id is None:
+        return Found(Path(weights))
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
+    snapshot = hub.snapshot(hub_id, folders, lambda line: err.print(line, markup=False))
+    return Found(snapshot.path, snapshot.describe())
+
+
+def find_model(weights: str, folders: Iterable[str] = hub.FOLDERS) -> Path:
+    """The path of the model that ``--weights`` means; see `find`."""
+    return find(weights, folders).path
 
 
 def open_model(
@@ -43,7 +72,9 @@ def open_model(
     Raises:
         WeightsError: it is not there, is damaged, or holds values that are not finite.
     """
-    found = model_folder.inspect(find_model(weights), folders)
+    folders = tuple(folders)
+    where = find(weights, folders)
+    found = replace(model_folder.inspect(where.path, folders), origin=where.origin)
     if later is not None and later(found):
         zero: tuple[str, ...] = ()
     else:
@@ -54,4 +85,29 @@ def open_model(
         remarks.append(f"{len(zero)} tensors are all zero, the first is {zero[0]}")
     for remark in remarks:
         err.print(f"note: {remark}", markup=False)
+    return found
+
+
+def open_loras(
+    files: Sequence[str], model: model_folder.ModelFolder, err: Console, *, reference: bool = True
+) -> tuple[lora.LoraFile, ...]:
+    """The LoRAs that were asked for, with what was bound of each on stderr.
+
+    Args:
+        files: ``FILE[@SCALE]`` each.
+        model: whose transformer they are for.
+        err: where remarks go.
+        reference: diffusers loads them as well.
+
+    Raises:
+        LoraError: a file is damaged, not finite, or of another model.
+        MissingPackageError: the reference needs PEFT.
+    """
+    if files and reference:
+        lora.check_reference_can()
+    found = lora.inspect(files, model.configs.get("transformer"))
+    for one in found:
+        err.print(one.line, markup=False, soft_wrap=True)
+        for remark in one.remarks:
+            err.print(f"note: {remark}", markup=False, soft_wrap=True)
     return found
