@@ -18,7 +18,7 @@ from parity.layouts.lora import Adapter
 from .lora import Adapters
 from .session import StagedSession
 from .transformer import QwenImageTransformer2DModel, Streams
-from .weights import EMBED_PARTS, HEAD_PARTS, Checkpoint, load_part
+from .weights import EMBED_PARTS, HEAD_PARTS, Checkpoint, load_part, pack_layers
 
 # Names in a state of what Streams holds under another.
 _STATE_KEY = {"img_table": "rope.img", "txt_table": "rope.txt", "mask": "prompt_mask"}
@@ -48,6 +48,7 @@ class TransformerSession(StagedSession):
         if self._adapters:
             self.free_stage(stage)  # base weights are loaded into plain layers
         for prefix in self._prefixes(stage):
+            pack_layers(self._model, self._checkpoint, f"{prefix}.")
             load_part(self._part(prefix), self._checkpoint, prefix, self.dtype, self.hold)
         self._adapters.attach(self._model, self.dtype, self.hold, self._prefixes(stage))
 
