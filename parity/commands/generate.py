@@ -386,7 +386,7 @@ def _made_by(model: ModelFolder, dtype: str, loras: Sequence[LoraFile]) -> dict[
     origin = {key: value for key, value in model.origin.items() if key != "path"}
     return {
         "model": {"name": name, "pipeline": model.pipeline, "fingerprint": model.fingerprint(), **origin},
-        "lora": [one.describe() for one in loras],
+        **({"lora": [one.describe() for one in loras]} if loras else {}),
         "dtype": dtype,
         "software": {"parity": __version__, "mlx": made_with["mlx"], "device": made_with["device"]},
     }
