@@ -23,6 +23,7 @@ from parity.errors import WeightsError
 from parity.layouts import Located
 from parity.layouts.survey import survey
 from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, and_more, json_object, shown
+from parity.safetensors_writer import file_pieces
 
 SYNTHETIC_FILE = "parity-synthetic.json"
 SYNTHETIC_KEY = "parity_synthetic"
@@ -67,7 +68,7 @@ class Checkpoint:
     @cached_property
     def config_hash(self) -> str:
         """SHA-256 of the completed configuration."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        return _hash_of(self.config)
 
     @cached_property
     def parameters(self) -> int:
@@ -150,21 +151,30 @@ class Values(NamedTuple):
         return f"{shown(self.name)}: {counts} of {self.count} values"
 
 
-def scan(folder: Path, shards: Iterable[Shard], progress: Callable[[int], None] | None = None) -> Iterator[Values]:
+def scan(
+    folder: Path, shards: Iterable[Shard], progress: Callable[[int], None] | None = None,
+    digests: Mapping[str, Any] | None = None,
+) -> Iterator[Values]:  # fmt: skip
     """Stream all values of some files once, in the order of the files.
 
     Args:
         folder: of the files.
         shards: their headers.
         progress: called with the bytes of every tensor when it is done.
+        digests: file -> hash that is fed the whole file in the same pass.
 
     Raises:
         WeightsError: a file has changed since its header was read.
     """
     for shard in shards:
         data = np.memmap(_unchanged(folder, shard), np.uint8, mode="r")
+        digest = None if digests is None else digests[shard.name]
+        if digest is not None:
+            digest.update(data[: min(tensor.start for tensor in shard.tensors.values())])
         for name, tensor in sorted(shard.tensors.items(), key=lambda item: item[1].start):
             raw, count = data[tensor.start : tensor.stop], math.prod(tensor.shape)
+            if digest is not None:  # tensors follow each other without gaps, a header that says otherwise is refused
+                digest.update(raw)
             if tensor.dtype in _FLOAT_BITS:
                 nan, inf, peak = count_non_finite(raw, tensor.dtype)
                 yield Values(name, count, nan, inf, not peak and bool(count))
@@ -238,17 +248,48 @@ def count_non_finite(data: np.ndarray, dtype: str) -> tuple[int, int, int]:
     return nan, inf, peak
 
 
+def hash_file(folder: Path, shard: Shard, digest: Any, progress: Callable[[int], None] | None = None) -> None:
+    """Feed a whole file to a hash.
+
+    Args:
+        folder: of the file.
+        shard: its header.
+        digest: as `hashlib` has them.
+        progress: called with the size of every piece when it is done.
+
+    Raises:
+        WeightsError: the file has changed since its header was read.
+    """
+    for piece in file_pieces(_unchanged(folder, shard), 0, shard.size):
+        digest.update(piece)
+        if progress is not None:
+            progress(piece.nbytes)
+
+
 def fingerprint(checkpoint: Checkpoint) -> str:
+    """`fingerprint_of` an inspected checkpoint."""
+    return fingerprint_of(checkpoint.located.folder, checkpoint.shards, checkpoint.config)
+
+
+def fingerprint_of(folder: Path, shards: Iterable[Shard], config: Mapping[str, Any]) -> str:
     """A hash that tells checkpoints apart cheaply, wherever the folder lies.
 
     Made of the configuration, the headers, the sizes, and 256 bytes at the start, middle and
     end of every tensor: a change of single values elsewhere is not seen.
+
+    Args:
+        folder: of the files.
+        shards: their headers.
+        config: completed configuration.
+
+    Raises:
+        WeightsError: a file has changed since its header was read.
     """
-    digest = hashlib.sha256(checkpoint.config_hash.encode())
-    for shard in checkpoint.shards:
+    digest = hashlib.sha256(_hash_of(config).encode())
+    for shard in shards:
         digest.update(f"\n{shard.name} {shard.size} {shard.header_hash}\n".encode())
         # Unbuffered: mapping or buffering would read ahead some hundred kilobytes for every sample.
-        with _unchanged(checkpoint.located.folder, shard).open("rb", buffering=0) as file:
+        with _unchanged(folder, shard).open("rb", buffering=0) as file:
             for tensor in sorted(shard.tensors.values(), key=lambda tensor: tensor.start):
                 middle = (tensor.start + tensor.stop - _SAMPLE) // 2
                 for begin in (tensor.start, middle, tensor.stop - _SAMPLE):
@@ -256,3 +297,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
                     file.seek(begin)
                     digest.update(file.read(min(_SAMPLE, tensor.stop - begin)))
     return digest.hexdigest()
+
+
+def _hash_of(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

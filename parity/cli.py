@@ -55,6 +55,13 @@ for _name in ("forward", "capture", "clean", "sensitivity"):
 _add(bench, "bench_stream:stream", "stream")
 app.command(bench)
 
+weights = App(
+    name="weights", help="What a checkpoint holds and what is wrong with it; the same weights otherwise stored."
+)
+for _name in ("check", "convert"):
+    _add(weights, f"weights:{_name}", _name)
+app.command(weights)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script. A user's mistake is one line on stderr, never a traceback."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from parity.errors import WeightsError
 from parity.safetensors_header import DTYPE_BYTES
 
 # Buffers are what memoryview takes: bytes or a contiguous array.
@@ -86,7 +87,11 @@ def write_file(
 
 
 def file_pieces(path: Path, start: int, stop: int, piece: int = 4 << 20) -> Iterator[memoryview]:
-    """Bytes of a part of a file, in pieces of which only one is held: each is overwritten by the next."""
+    """Bytes of a part of a file, in pieces of which only one is held: each is overwritten by the next.
+
+    Raises:
+        WeightsError: the file has become shorter.
+    """
     buffer = memoryview(bytearray(min(piece, stop - start)))
     with path.open("rb", buffering=0) as file:
         file.seek(start)
@@ -94,7 +99,7 @@ def file_pieces(path: Path, start: int, stop: int, piece: int = 4 << 20) -> Iter
         while left:
             got = file.readinto(buffer[: min(len(buffer), left)])
             if not got:
-                raise OSError(f"{path} ended {left} bytes early")
+                raise WeightsError(f"{path} ends {left} bytes early: it has changed since it was inspected")
             left -= got
             yield buffer[:got]
 

@@ -15,7 +15,13 @@ from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, json_object, 
 
 CONFIG = "config.json"
 # What the names of a component's files begin with: diffusers' own models, and those of transformers.
-STEM = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+STEM = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
+# Parts of names that only one component has.
+_OWN_NAMES = {
+    "transformer": re.compile(r"(^|\.)transformer_blocks\.\d"),
+    "text_encoder": re.compile(r"(^|\.)(self_attn|embed_tokens)\."),
+    "vae": re.compile(r"(^|\.)(conv_in|mid_block)\."),
+}
 _INDEX_END = ".safetensors.index.json"
 
 
@@ -248,3 +254,22 @@ def _index_problems(files: Files, placed: Mapping[str, str]) -> list[Problem]:
     return problems + [
         Problem("index", f"does not list {shown(name)} of {files.tensors[name].shard}") for name in unlisted
     ]
+
+
+def components_of(path: Path) -> tuple[str, ...]:
+    """The components with weights at a path: those of a model's folder, or the one that names in the files speak for.
+
+    Raises:
+        WeightsError: there are no weights.
+    """
+    try:
+        below = tuple(name for name in STEM if (path / name).is_dir() and _holds_weights(path / name))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
+    if below:
+        return below
+    names = read_files(path, "transformer").tensors
+    for component, mark in _OWN_NAMES.items():
+        if any(mark.search(name) for name in names):
+            return (component,)
+    return ("transformer",)
