@@ -25,10 +25,12 @@ from parity.runfolder import RunFolder, to_json
 from parity.verdict import exit_code
 
 RUNS = Path("runs")
+# Weights above this size would keep the default suite busy for hours.
+FULL_BYTES = 8 << 30
 
 
 def run(
-    suite: str = "default",
+    suite: str | None = None,
     /,
     *,
     case: Annotated[tuple[str, ...], Parameter(negative=(), help="only this case of the suite; repeatable")] = (),
@@ -68,13 +70,17 @@ def run(
     Parameters
     ----------
     suite
-        name of a suite, or the path of a .toml file.
+        name of a suite, or the path of a .toml file; without one "default", and "full" for a model
+        of many gigabytes.
     """
-    chosen = suites.load(suite).narrowed(case, dtype, detail, inside)
+    chosen = suites.load(suite or "default").narrowed(case, dtype, detail, inside)
     err = Console(stderr=True, highlight=False)
     model = open_model(
         weights or chosen.weights, chosen.folders, err, later=lambda found: streams(found, Job(chosen, found, "").units)
     )
+    if suite is None and model.nbytes > FULL_BYTES:
+        chosen = suites.load("full").narrowed(case, dtype, detail, inside)
+        err.print(f"{estimate.spell(model.nbytes)} of weights: suite full, {chosen.title}", markup=False)
     loras = open_loras(lora, model, err)
     job = Job(chosen, model, candidate, truth, loras=loras)
     job = replace(job, jobs=default_jobs(model, len(job.units)) if jobs is None else jobs)
