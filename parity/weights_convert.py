@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from parity import checkpoint as checkpoints
-from parity.checkpoint import Checkpoint
+from parity.checkpoint import SYNTHETIC_FILE, SYNTHETIC_KEY, Checkpoint
 from parity.dequantize import NUMPY, dequantized_rows
 from parity.errors import UsageError, WeightsError
 from parity.layouts import Entry, Place, rules
@@ -186,8 +186,13 @@ def _add_component(
     if to == rules.SINGLE:
         _add_single(conversion, checkpoint, out, final)
         return
-    _add_files(conversion, component, prefix, out, _metadata(to, kept, checkpoint))
+    _add_files(conversion, component, prefix, out, _metadata(to, kept, checkpoint) | _mark(checkpoint))
     conversion.texts[f"{prefix}{CONFIG}"] = _config_text(component, checkpoint)
+    for name in ("generation_config.json", SYNTHETIC_FILE):
+        file = located.folder / name
+        if file.is_file() and not checkpoint.root.is_file():
+            check_inside(file, conversion.source)
+            conversion.copies[f"{prefix}{name}"] = file
 
 
 def _add_single(conversion: Conversion, checkpoint: Checkpoint, out: list[OutTensor], final: Path) -> None:
@@ -196,7 +201,7 @@ def _add_single(conversion: Conversion, checkpoint: Checkpoint, out: list[OutTen
     marked = bool(checkpoint.config["zero_cond_t"])
     if marked:
         named.append(OutTensor(prefix + rules.ZERO_COND_MARK, "F32", (0,), lambda: ()))
-    conversion.plans.append(Plan(final.name, named, {"format": "pt"}))
+    conversion.plans.append(Plan(final.name, named, {"format": "pt"} | _mark(checkpoint)))
     shapes = {one.name: Tensor(final.name, one.dtype, one.shape, 0, 0) for one in out}
     try:
         inferred, _ = infer_transformer(shapes, {}, marked)
@@ -242,6 +247,11 @@ def _metadata(to: str, kept: Mapping[int, int], checkpoint: Checkpoint) -> dict[
     return {"quantization_level": str(level), "mflux_version": before.get("mflux_version", MFLUX_VERSION)}
 
 
+def _mark(checkpoint: Checkpoint) -> dict[str, str]:
+    """Generated weights stay known as such."""
+    return {} if checkpoint.synthetic is None else {SYNTHETIC_KEY: checkpoint.synthetic}
+
+
 def _config_text(component: str, checkpoint: Checkpoint) -> bytes:
     """The source's own file byte for byte, or what was inferred."""
     file = checkpoint.located.folder / CONFIG
@@ -252,11 +262,11 @@ def _config_text(component: str, checkpoint: Checkpoint) -> bytes:
 
 
 def _add_copies(conversion: Conversion) -> None:
-    """Tokenizer, scheduler, processor and the pipeline's index, where there are any."""
+    """Tokenizer, scheduler, processor and the files beside them, where there are any."""
     source = conversion.source
     if not source.is_dir():
         return
-    files = [source / "model_index.json"]
+    files = [source / "model_index.json", source / SYNTHETIC_FILE]
     for folder in _COPIED:
         if (source / folder).is_dir():
             files += sorted((source / folder).iterdir())
