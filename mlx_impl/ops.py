@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import product
 
 import mlx.core as mx
 
@@ -23,6 +24,8 @@ _ROUNDER = float(3 * 2**22 + 127)
 _EXP2 = (1.0, 0.6931471824645996, 0.2402265071868896, 0.05550327152013779, 0.009618056938052177)
 _EXP2 += (0.0013400427997112274, 0.00015461444854736328)
 _GROUP = 16
+# Attention on the CPU passes over its scores a dozen times: so many of them at a time stay in its cache.
+SCORES_LIMIT = 2**20
 # Bytes of a slice of a weight in float32, which stays in the second-level cache; not fewer rows than a product needs.
 _SLICE = 2 << 20
 _FEWEST_ROWS = 128
@@ -73,10 +76,10 @@ def _wide_linear(
     bias = None if bias is None else bias.astype(mx.float32)
     rows = max(_FEWEST_ROWS, _SLICE // (4 * inputs))
 
-    def product(part: slice) -> mx.array:
+    def of_rows(part: slice) -> mx.array:
         return full @ wide(part).T if bias is None else mx.addmm(bias[part], full, wide(part).T)
 
-    parts = [product(slice(start, start + rows)) for start in range(0, outputs, rows)]
+    parts = [of_rows(slice(start, start + rows)) for start in range(0, outputs, rows)]
     return (parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)).astype(x.dtype)
 
 
@@ -122,7 +125,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, scal
 
     Args:
         q: B H N d. k, v: B H K d.
-        mask: B 1 1 K bool, True for keys to attend to. A row without any gives zeros, as in torch.
+        mask: B 1 1 K or B 1 N K bool, True for keys to attend to. A row without any gives zeros, as in torch.
         scale: 1/√d in this model.
 
     Returns:
@@ -132,6 +135,24 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, scal
         joint = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
         # Without any key the kernels give the mean of all values.
         return joint if mask is None else mx.where(mx.any(mask, axis=-1, keepdims=True), joint, 0)
+    (batch, heads, length, _), keys = q.shape, k.shape[2]
+    if batch * heads * length * keys <= SCORES_LIMIT:
+        return _attention(q, k, v, mask, scale)
+    # A few heads of one sample at a time; of a long sequence one head, and a few of its queries.
+    at_once, queries = max(1, SCORES_LIMIT // (length * keys)), max(1, SCORES_LIMIT // keys)
+    done: list[mx.array] = []
+    for b, head, start in product(range(batch), range(0, heads, at_once), range(0, length, queries)):
+        one, its, rows = slice(b, b + 1), slice(head, head + at_once), slice(start, start + queries)
+        some = q[one, its, rows]
+        # Else MLX works on many of them at once.
+        some = mx.depends(some, done[-1]) if done else some
+        seen = mask if mask is None else mask[one, :, rows if mask.shape[2] > 1 else slice(None)]
+        done.append(_attention(some, k[one, its], v[one, its], seen, scale).reshape(-1, v.shape[-1]))
+    return mx.concatenate(done).reshape(batch, heads, length, -1)
+
+
+def _attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, scale: float) -> mx.array:
+    """See `attention`; all scores at once."""
     scores = (q.astype(mx.float32) * (scale * _LOG2_E)) @ k.astype(mx.float32).swapaxes(-1, -2)
     if mask is not None:
         # Adding 0 and multiplying by 1 change no bit, so a full mask equals none.

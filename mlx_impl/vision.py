@@ -26,9 +26,6 @@ from .qwen2_layers import RMSNorm
 from .vision_layout import Grid, Segments, check_grids, frames, rotary_table, segments, windows
 from .weights import Shards, load_part, mlx_dtype
 
-# Attention on the CPU passes over its scores a dozen times: so many of them at a time stay in its cache.
-SCORES_LIMIT = 2**20
-
 # Of its keys in the text encoder's checkpoint.
 PREFIX = "visual"
 
@@ -307,29 +304,11 @@ def attend_within(q: mx.array, k: mx.array, v: mx.array, within: Segments) -> mx
     for count, length in within.groups:
         stop = start + count * length
         batch = (x[start:stop].reshape(count, length, *x.shape[1:]).swapaxes(1, 2) for x in (q, k, v))
-        done.append(_attend(*batch).swapaxes(1, 2).reshape(count * length, *q.shape[1:]))
+        joint = ops.attention(*batch, None, q.shape[-1] ** -0.5)
+        done.append(joint.swapaxes(1, 2).reshape(count * length, *q.shape[1:]))
         start = stop
-    joint = done[0] if len(done) == 1 else mx.concatenate(done)
-    return joint if within.inverse is None else joint[within.inverse]
-
-
-def _attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """Attention within each row of a batch, B H N d; on the CPU a few heads, or a few queries of one, at a time."""
-    batch, heads, length, width = q.shape
-    if ops.on_cpu():
-        at_once, queries = max(1, SCORES_LIMIT // length**2), max(1, SCORES_LIMIT // length)
-    else:
-        at_once, queries = batch * heads, length
-    q, k, v = (x.reshape(batch * heads, 1, length, width) for x in (q, k, v))
-    done: list[mx.array] = []
-    for head in range(0, batch * heads, at_once):
-        its = slice(head, head + at_once)
-        for start in range(0, length, queries):
-            some = q[its, :, start : start + queries]
-            # Else MLX works on many of them at once.
-            some = mx.depends(some, done[-1]) if done else some
-            done.append(ops.attention(some, k[its], v[its], None, width**-0.5).reshape(-1, width))
-    return mx.concatenate(done).reshape(batch, heads, length, width)
+    joined = done[0] if len(done) == 1 else mx.concatenate(done)
+    return joined if within.inverse is None else joined[within.inverse]
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,22 @@ def test_attention_is_as_exact_as_torch(size, keys):
     assert our_error < ALLOWED * their_error
 
 
+@pytest.mark.parametrize("masked", [None, "keys", "queries"])
+@pytest.mark.parametrize("limit", [500, 4_000, 9_000])
+def test_pieces_of_attention_equal_the_whole(masked, limit, monkeypatch):
+    """GIVEN room for a few queries, for one head, or for some, THEN the result is the same to rounding."""
+    rng = np.random.default_rng(3)
+    q, k, v = (mx.array(rng.standard_normal((2, 3, n, 16)).astype(np.float32)) for n in (60, 50, 50))
+    mask = None
+    if masked:
+        mask = mx.array(rng.random((2, 1, 60 if masked == "queries" else 1, 50)) < 0.7)
+    whole = np.array(ops.attention(q, k, v, mask, 0.25))
+    monkeypatch.setattr(ops, "SCORES_LIMIT", limit)
+    pieces = np.array(ops.attention(q, k, v, mask, 0.25))
+    assert pieces.shape == whole.shape
+    np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-6)
+
+
 def test_the_yardstick_goes_red():
     """MLX's own LayerNorm adds 3072 channels one by one on the CPU; the comparison has to notice such a thing."""
     x = activations(3072, "outliers")

@@ -106,7 +106,7 @@ def test_pieces_of_attention_equal_the_whole(folder, name, monkeypatch):
     model = load_vision(folder, "float32")
     whole = run(model, pixels, grids)
     for limit in (1000, 10_000, 200_000):
-        monkeypatch.setattr(vision, "SCORES_LIMIT", limit)
+        monkeypatch.setattr(ops, "SCORES_LIMIT", limit)
         assert distance(run(model, pixels, grids), whole) < 1e-6
 
 
