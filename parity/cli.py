@@ -60,6 +60,7 @@ weights = App(
 )
 for _name in ("check", "convert"):
     _add(weights, f"weights:{_name}", _name)
+_add(weights, "quantize:quantize", "quantize")
 app.command(weights)
 
 

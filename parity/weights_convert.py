@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -78,7 +78,18 @@ class Conversion:
         return sum(len(plan.tensors) for plan in self.plans)
 
 
-def plan(source: Path, to: str, final: Path, dtype: str | None = None) -> Conversion:
+class Packing(Protocol):
+    """How a layer is packed while it is written."""
+
+    bits: int
+
+    def tensors(self, layer: str, entry: Entry, read: Callable[[], np.ndarray]) -> list[OutTensor]:
+        """What is written of the layer `layer`, whose weight `read` gives."""
+
+
+def plan(
+    source: Path, to: str, final: Path, dtype: str | None = None, packs: Mapping[str, Packing] | None = None
+) -> Conversion:
     """Inspect the source and say what is to be written.
 
     Args:
@@ -86,6 +97,7 @@ def plan(source: Path, to: str, final: Path, dtype: str | None = None) -> Conver
         to: layout of the result.
         final: name of the result.
         dtype: write packed layers out in this dtype (``BF16``, ``F16``, ``F32``); None keeps them packed.
+        packs: canonical name of a weight of the transformer -> how it is packed.
 
     Raises:
         WeightsError: the source is not sound, or the layout cannot hold what it has.
@@ -106,7 +118,8 @@ def plan(source: Path, to: str, final: Path, dtype: str | None = None) -> Conver
                 "--dequantize writes them out (with --dtype, bfloat16 otherwise)"
             )
         conversion.notes += [f"{component}: {note}" for note in checkpoint.located.notes]
-        _add_component(conversion, component, checkpoint, final, dtype, below=(source / component).is_dir())
+        mine = packs or {} if component == "transformer" else {}
+        _add_component(conversion, component, checkpoint, final, dtype, mine, below=(source / component).is_dir())
     left = sorted(set(found) - set(names))
     if left:
         conversion.notes.append(f"a single file holds the transformer alone: {', '.join(left)} left out")
@@ -156,8 +169,9 @@ def _check_names(source: Path, to: str, final: Path) -> None:
 
 
 def _add_component(
-    conversion: Conversion, component: str, checkpoint: Checkpoint, final: Path, dtype: str | None, below: bool
-) -> None:
+    conversion: Conversion, component: str, checkpoint: Checkpoint, final: Path, dtype: str | None,
+    packs: Mapping[str, Packing], *, below: bool,
+) -> None:  # fmt: skip
     to, located = conversion.to, checkpoint.located
     residuals = checkpoint.config.get("num_res_blocks", 2) if component == "vae" else 2
     groups = rules.rules_of(to, component, residuals)
@@ -166,7 +180,11 @@ def _add_component(
     kept: Counter[int] = Counter()
     for name, entry in located.entries.items():
         tensors = _Source(located.folder, sources, entry)
-        if entry.packing is not None and dtype is None:
+        if name in packs:
+            stored = rules.to_stored(name, groups).removesuffix(".weight")
+            out += packs[name].tensors(stored, entry, tensors.canonical)
+            kept[packs[name].bits] += 1
+        elif entry.packing is not None and dtype is None:
             layer = name.removesuffix(".weight")
             inner = rules.to_stored(name, groups, packed=to == rules.MLX_RS)
             out.append(tensors.copied(inner, Place(entry.file, entry.name)))
@@ -311,6 +329,10 @@ class _Source:
             yield np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
 
         return OutTensor(name, self.entry.dtype, target.shape, pieces)
+
+    def canonical(self) -> np.ndarray:
+        """The values in diffusers' axes."""
+        return self._canonical(self._array(Place(self.entry.file, self.entry.name)))
 
     def written_out(self, name: str, dtype: str) -> OutTensor:
         """A packed layer, unpacked and rounded."""

@@ -46,7 +46,7 @@ def check(
     """
     found = weights_check.find(find_model(path), component)
     total = sum(shard.size for _, one in found for shard in one.files.shards) if values or hash else 0
-    with _bar("reading", total) as advance:
+    with bar("reading", total) as advance:
         reports = [weights_check.check(name, one, values, hash, advance) for name, one in found]
     if format == "json":
         print(json.dumps(reporter.to_json(path, reports), indent=1))
@@ -88,14 +88,14 @@ def convert(
     for note in conversion.notes:
         err.print(f"note: {note}", markup=False)
     total = sum(tensor.nbytes for one in conversion.plans for tensor in one.tensors)
-    with _bar("writing", total) as advance:
+    with bar("writing", total) as advance:
         weights_convert.write(conversion, target, force, advance, lambda line: err.print(line, markup=False))
     print(f"{target}: {conversion.tensors} tensors, {reporter.size(total)}, layout {to}")
     return EXIT_PARITY
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr that counts bytes; nothing where there are none to count."""
     columns = (
         TextColumn(what),
