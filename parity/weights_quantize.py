@@ -136,9 +136,11 @@ def choose(shapes: Mapping[str, tuple[int, ...]], bits: int, group_size: int, ru
 
 
 def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
-    names = in_general(layers)
-    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
-    return f"rule {shown(pattern)!r} matches no layer; the nearest names: {', '.join(near or names[:3])}"
+    # What most names begin with tells them apart no better than a star does.
+    names = {name.removeprefix("transformer_blocks.*."): name for name in in_general(layers)}
+    near = difflib.get_close_matches(pattern.strip("*.").removeprefix("transformer_blocks."), names, n=3, cutoff=0.3)
+    listed = ", ".join(names[tail] for tail in near or list(names)[:3])
+    return f"rule {shown(pattern)!r} matches no layer; the nearest names: {listed}"
 
 
 @dataclass
