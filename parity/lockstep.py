@@ -2,9 +2,10 @@
 
 A *chain* is one pass through the model that feeds itself: the reference in the run's dtype,
 the truth, the candidate, the reference from jittered inputs, the reference in another
-precision mode. Accumulated mode compares chains. Isolated mode runs each stage once more from
-the reference's own state. At any time one stage of one port is in memory, and only the
-truth's and the reference's arrays of that stage are held.
+precision mode, and of quantized weights the truth on the original ones. Accumulated mode
+compares chains. Isolated mode runs each stage once more from the reference's own state. At any
+time one stage of one port is in memory, and only the truth's and the reference's arrays of that
+stage are held.
 """
 
 from __future__ import annotations
@@ -77,12 +78,14 @@ class Prepared:
         truth: mode -> arrays.
         reference: arrays of the reference in the run's dtype.
         after: the chains after the stage.
+        quantization: mode -> checkpoint -> relative RMSE of truth against the truth on the original weights.
     """
 
     floors: dict[str, dict[str, dict[str, Error]]]
     truth: dict[str, State] = field(default_factory=dict)
     reference: State = field(default_factory=dict)
     after: Chains = field(default_factory=dict)
+    quantization: dict[str, dict[str, float]] = field(default_factory=dict)
     _stats: dict[str, ArrayStats] = field(default_factory=dict)
 
     def enter(self, mode: str, label: str, values: State) -> None:
@@ -116,17 +119,21 @@ class Lockstep:
         reference, candidate: opened on the same checkpoint.
         weights: its folder.
         adapters: LoRAs that all of them wear.
+        original: folder of the weights that `weights` were quantized from, where that error is to be measured.
     """
 
     def __init__(
-        self, unit: Unit, reference: Port, candidate: Port, weights: Path, adapters: Sequence[Adapter] = ()
-    ) -> None:
+        self, unit: Unit, reference: Port, candidate: Port, weights: Path, adapters: Sequence[Adapter] = (),
+        original: Path | None = None,
+    ) -> None:  # fmt: skip
         self.unit = unit
         component = unit.case.component
         self._clock = Clock()
         options = {"component": component} | ({"adapters": tuple(adapters)} if adapters else {})
         self._reference = self._timed(reference.open(weights, dtype=unit.dtype, **options), "reference")
-        self._truth = self._timed(reference.open(weights, dtype=unit.truth, hold=unit.dtype, **options), "truth")
+        exact = options | {"dtype": unit.truth, "hold": unit.dtype}
+        self._truth = self._timed(reference.open(weights, **exact), "truth")
+        self._original = None if original is None else self._timed(reference.open(original, **exact), "original")
         self._candidate = self._timed(_opened(candidate, weights, unit.dtype, options), "candidate")
         self._precisions = reference.precisions(unit.dtype)[1:]
         self.stages = unit.graph.stages
@@ -140,6 +147,8 @@ class Lockstep:
         if "accumulated" in self.unit.modes:
             chains["truth"] = round_state(inputs, np.dtype(self.unit.truth))
             chains["candidate"] = dict(inputs)
+            if self._original is not None:
+                chains["original"] = dict(chains["truth"])
             for draw in range(self.unit.draws):
                 chains[f"jitter.{draw}"] = jitter(inputs, (self.unit.case.seed, draw, -1))
             for precision in self._precisions:
@@ -163,6 +172,7 @@ class Lockstep:
         names = self.unit.graph.names_of(stage)
         prepared = Prepared({mode: {name: {} for name in names} for mode in self.unit.modes})
         self._run_truth(stage, names, chains, prepared)
+        self._run_original(stage, names, chains, prepared)
         self._run_floor(stage, names, chains, prepared)
         return prepared
 
@@ -196,6 +206,22 @@ class Lockstep:
                 _, prepared.truth["isolated"] = session.run(stage, exact, names)
             if "accumulated" in self.unit.modes:
                 prepared.after["truth"], prepared.truth["accumulated"] = session.run(stage, chains["truth"], names)
+
+    def _run_original(self, stage: str, names: tuple[str, ...], chains: Chains, prepared: Prepared) -> None:
+        """What quantization alone changes: the truth against the truth on the original weights, reduced at once."""
+        if self._original is None:
+            return
+        with _loaded(self._original, stage) as session:
+            for mode in self.unit.modes:
+                if mode == "isolated":
+                    fed = round_state(chains["reference"], np.dtype(self.unit.truth))
+                    _, values = session.run(stage, fed, names)
+                else:
+                    prepared.after["original"], values = session.run(stage, chains["original"], names)
+                prepared.quantization[mode] = {
+                    name: error(prepared.truth[mode][name], values[name]).rel_rmse
+                    for name in set(names) - self.unit.graph.exact
+                }
 
     def _run_floor(self, stage: str, names: tuple[str, ...], chains: Chains, prepared: Prepared) -> None:
         """All runs of the reference in the run's dtype; each but the first is reduced at once."""
@@ -302,6 +328,8 @@ class Lockstep:
             "rel_rmse": one.error.rel_rmse if one.error else None,
             "peak": one.error.max_abs if one.error else None,
             **floor,
+            "precision": None if exact else one.floor["rounding"].rel_rmse,
+            "quantization": prepared.quantization.get(mode, {}).get(name),
             **_NOT_COMPARED,
             **one.against_reference,
             "reference": prepared.stats_of(name).brief(),

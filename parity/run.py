@@ -49,6 +49,7 @@ class Job:
         truth: dtype of the truth, ``float64`` or ``float32``.
         jobs: units run at once, each in a process of its own; 1 is this process.
         loras: LoRAs that both sides wear.
+        original: the weights that those of `model` were quantized from, where that error is to be measured.
     """
 
     suite: Suite
@@ -57,6 +58,7 @@ class Job:
     truth: str = "float64"
     jobs: int = 1
     loras: tuple[LoraFile, ...] = ()
+    original: ModelFolder | None = None
 
     @property
     def units(self) -> list[Unit]:
@@ -74,6 +76,7 @@ class Job:
             "suite": asdict(self.suite),
             "weights": fingerprint,
             "lora": [{"sha256": lora.sha256, "scale": lora.adapter.scale} for lora in self.loras],
+            "original": self.original.fingerprint() if self.original else None,
             "candidate": self.candidate,
             "truth": self.truth,
             "versions": {name: _version(name) for name in ("mlx", "torch", "diffusers", "peft", "numpy", "mlx-parity")},
@@ -113,8 +116,9 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
         for line in lines:
             spent.update(line["seconds"])
         _write_traces(job, unit, lines, folder.path, found_in)
+    original = {"original": job.original.describe()} if job.original else {}
     about = {
-        "weights": job.model.describe() | {"lora": [lora.describe() for lora in job.loras]},
+        "weights": job.model.describe() | {"lora": [lora.describe() for lora in job.loras]} | original,
         "environment": found_in,
         "suite": job.suite.name,
         "command": command,
@@ -163,7 +167,8 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
     yield from (("stage", (unit.key, line["stage"])) for line in lines)
     if folder.is_done(unit.key):
         return
-    lockstep = Lockstep(unit, reference, candidate, job.model.root, [lora.adapter for lora in job.loras])
+    original = job.original.root if job.original else None
+    lockstep = Lockstep(unit, reference, candidate, job.model.root, [lora.adapter for lora in job.loras], original)
     if chains is None:
         chains = lockstep.start(unit.case.inputs(job.model.configs, unit.dtype))
     for done, (stage, after, stage_result) in enumerate(
@@ -190,6 +195,7 @@ def _stages(
             ahead.begin(following)
             chains, found = lockstep.run(stage, chains)
             yield stage, chains, found
+            memory.give_back()
 
 
 def streams(model: ModelFolder, units: Sequence[Unit]) -> bool:

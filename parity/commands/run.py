@@ -16,7 +16,7 @@ from rich.console import Console
 
 from parity import estimate, memory
 from parity import suite as suites
-from parity.commands.weights_option import open_loras, open_model
+from parity.commands.weights_option import open_loras, open_model, open_original
 from parity.ports import environment, open_port
 from parity.reporters import text
 from parity.run import LARGE_BYTES, Job, default_jobs, streams
@@ -35,11 +35,15 @@ def run(
     *,
     case: Annotated[tuple[str, ...], Parameter(negative=(), help="only this case of the suite; repeatable")] = (),
     weights: Annotated[
-        str | None, Parameter(help="model folder, hub id org/name[@revision], or synthetic:tiny, synthetic:wide")
+        str | None,
+        Parameter(help="model folder, hub id org/name[@revision], or synthetic:tiny, synthetic:wide, synthetic:full"),
     ] = None,
     lora: Annotated[
         tuple[str, ...], Parameter(negative=(), help="FILE[@SCALE], a LoRA that both sides wear; repeatable")
     ] = (),
+    original: Annotated[
+        str | None, Parameter(help="what --weights was quantized from: adds quantization to the error budget")
+    ] = None,
     candidate: Annotated[
         str, Parameter(help="the port under test: mlx_impl, a copy of it, package.module:attribute")
     ] = "mlx_impl",
@@ -82,7 +86,8 @@ def run(
         chosen = suites.load("full").narrowed(case, dtype, detail, inside)
         err.print(f"{estimate.spell(model.nbytes)} of weights: suite full, {chosen.title}", markup=False)
     loras = open_loras(lora, model, err)
-    job = Job(chosen, model, candidate, truth, loras=loras)
+    before = open_original(original, model, err) if original else None
+    job = Job(chosen, model, candidate, truth, loras=loras, original=before)
     job = replace(job, jobs=default_jobs(model, len(job.units)) if jobs is None else jobs)
     _say_what_it_takes(job, err)
     plan = job.plan(model.fingerprint())

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from parity import hub, lora, model_folder
+from parity.errors import UsageError, WeightsError
 
 SYNTHETIC = "synthetic:"
 
@@ -85,6 +86,38 @@ def open_model(
         remarks.append(f"{len(zero)} tensors are all zero, the first is {zero[0]}")
     for remark in remarks:
         err.print(f"note: {remark}", markup=False)
+    return found
+
+
+def open_original(original: str, model: model_folder.ModelFolder, err: Console) -> model_folder.ModelFolder:
+    """The weights that a model was quantized from.
+
+    Args:
+        original: as for `find_model`.
+        model: the quantized one.
+        err: where progress and remarks go.
+
+    Raises:
+        WeightsError: it is not there, is damaged, or quantized itself.
+        UsageError: it is of another shape than the model.
+    """
+    found = open_model(original, tuple(model.configs), err)
+    if found.bits:
+        raise WeightsError(
+            f"--original {original}: packed as well; name the weights before quantization"
+        )
+    for folder, one in found.checkpoints.items():
+        shapes, expected = (
+            {name: entry.true_shape for name, entry in x.located.entries.items()}
+            for x in (one, model.checkpoints[folder])
+        )
+        differ = sorted(name for name in expected if shapes.get(name) != expected[name])
+        if differ:
+            name = differ[0]
+            raise UsageError(
+                f"--original {original}: another model: {folder}: {name} is {list(shapes.get(name, ()))}, "
+                f"expected {list(expected[name])} as in --weights"
+            )
     return found
 
 
