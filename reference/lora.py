@@ -157,7 +157,7 @@ class _File:
             raise LoraError(
                 f"{self._path}: diffusers, which is the reference, reads {len(ours) - len(lacking)} of its {len(ours)} "
                 f"pairs (dialect {binding.dialect}), not {shown(ours[lacking[0]][0])}; it would read "
-                f"transformer.{lacking[0]}.lora_A.weight, with alpha / rank multiplied into lora_A"
+                f"diffusion_model.{lacking[0]}.lora_A.weight, with .alpha or without"
             )
 
 
