@@ -7,6 +7,7 @@ When a stage is loaded, the first is run again with the values of that stage's f
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,16 @@ class Adapters:
         for index, adapter in enumerate(self._adapters):
             file = _File(adapter.path, bind_file(adapter.path, shapes))
             name = f"lora_{index}"
-            model.load_lora_adapter(
-                {PREFIX + key: tensor for key, tensor in file.without_values.items()},
-                prefix=PREFIX.rstrip("."),
-                adapter_name=name,
-                metadata=file.metadata,
-                low_cpu_mem_usage=True,
-            )
+            with warnings.catch_warnings():
+                # Several at once are what the user asked for.
+                warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+                model.load_lora_adapter(
+                    {PREFIX + key: tensor for key, tensor in file.without_values.items()},
+                    prefix=PREFIX.rstrip("."),
+                    adapter_name=name,
+                    metadata=file.metadata,
+                    low_cpu_mem_usage=True,
+                )
             self._files[name] = file
         model.set_adapters(list(self._files), [adapter.scale for adapter in self._adapters])
         model.requires_grad_(False)
