@@ -61,6 +61,7 @@ weights = App(
 for _name in ("check", "convert"):
     _add(weights, f"weights:{_name}", _name)
 _add(weights, "quantize:quantize", "quantize")
+_add(weights, "scan:scan", "scan")
 app.command(weights)
 
 

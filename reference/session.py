@@ -85,6 +85,33 @@ class StagedSession(ABC):
             return held
         return held.to(torch.float32 if self.dtype in precisions_.HALF else self.dtype)
 
+    def weight(self, stage: str, key: str) -> np.ndarray:
+        """A loaded tensor by its key in the checkpoint, as it is held."""
+        module, name = self._owner(stage, key)
+        return to_numpy(getattr(module, name))
+
+    def exchange(self, stage: str, key: str, value: np.ndarray | torch.nn.Parameter) -> torch.nn.Parameter:
+        """Put another value in place of a loaded tensor, until the stage is freed.
+
+        Returns:
+            what was there, which can be put back.
+        """
+        module, name = self._owner(stage, key)
+        before = getattr(module, name)
+        if not isinstance(value, torch.nn.Parameter):
+            tensor = from_numpy(value).to(self.device)
+            # On a CPU linear layers widen narrower weights themselves.
+            value = torch.nn.Parameter(tensor if self.device.type == "cpu" else tensor.to(self.dtype), False)
+        setattr(module, name, value)
+        return before
+
+    def _owner(self, stage: str, key: str) -> tuple[torch.nn.Module, str]:
+        for prefix, module in self.parts(stage):
+            if key.startswith(f"{prefix}."):
+                path, _, name = key[len(prefix) + 1 :].rpartition(".")
+                return module.get_submodule(path), name
+        raise KeyError(f"{stage} has no {key}")
+
     def free(self, stage: str) -> None:
         """Give the stage's weights back."""
         for _, module in self.parts(stage):

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from parity import budget
 from parity.pageimages import figure
 from parity.run import Progress as Tell
 from parity.sections import component_title, group_of, is_exact
@@ -75,8 +76,12 @@ def print_table(run: Mapping[str, Any]) -> None:
     pictures = pictures_of(run)
     if pictures:
         out.print()
-        out.print(_pictures_table(pictures))
+        out.print(_plain_table(pictures, "picture", "dtype"))
         out.print(Text("pictures on 0–255, mean and std of reference → candidate; FLIP and SSIM on 0–1", "dim"))
+    if lines := budget.table(run):
+        out.print()
+        out.print(_plain_table(lines, "error budget"))
+        out.print(Text(budget.about(run), "dim"))
     out.print()
     for line in source_lines(run["cases"]):
         out.print(Text(line, "red"))
@@ -135,10 +140,10 @@ def pictures_of(run: Mapping[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def _pictures_table(lines: Sequence[Mapping[str, str]]) -> Table:
+def _plain_table(lines: Sequence[Mapping[str, str]], *words_in: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in lines[0]:
-        words = name in ("picture", "dtype")
+        words = name in words_in
         table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for line in lines:
         table.add_row(*map(Text, line.values()))
@@ -187,6 +192,8 @@ def markdown(run: Mapping[str, Any]) -> str:
     lines += _rows([({"component": component_title(case)} if several else {}) | figures(case) for case in run["cases"]])
     if pictures := pictures_of(run):
         lines += ["", "Pictures, on 0–255; mean and std of reference → candidate:", "", *_rows(pictures)]
+    if lines_of_budget := budget.table(run):
+        lines += ["", f"Error budget, {budget.about(run)}:", "", *_rows(lines_of_budget)]
     sources = source_lines(run["cases"])
     return "\n".join([*lines, *([""] if sources else []), *(f"- `{line}`" for line in sources)])
 
