@@ -71,12 +71,12 @@ def parse(text: str) -> HubId | None:
     return HubId(match["repository"], match["revision"] or DEFAULT_REVISION)
 
 
-def snapshot(hub_id: HubId, folders: Iterable[str], say: Callable[[str], None]) -> Snapshot:
+def snapshot(hub_id: HubId, folders: Iterable[str] | None, say: Callable[[str], None]) -> Snapshot:
     """The needed files of a model, downloaded where they are not in the cache yet.
 
     Args:
         hub_id: which model.
-        folders: the components that are needed.
+        folders: the components that are needed; None for those that there are.
         say: told what is fetched, and when the cache has to do.
 
     Raises:
@@ -85,9 +85,10 @@ def snapshot(hub_id: HubId, folders: Iterable[str], say: Callable[[str], None]) 
     """
     from huggingface_hub import constants
 
-    folders = tuple(folders)
+    asked = None if folders is None else tuple(folders)
+    folders = FOLDERS if asked is None else asked
     if constants.HF_HUB_OFFLINE:
-        return _from_cache(hub_id, folders, "HF_HUB_OFFLINE is set: unset it to download")
+        return _from_cache(hub_id, asked, "HF_HUB_OFFLINE is set: unset it to download")
     try:
         info = _listing(hub_id)
     except WeightsError:
@@ -96,7 +97,7 @@ def snapshot(hub_id: HubId, folders: Iterable[str], say: Callable[[str], None]) 
         why = _unreachable(error)
         if why is None:
             raise
-        found = _from_cache(hub_id, folders, f"{why}; check the network, HF_ENDPOINT and the proxy settings")
+        found = _from_cache(hub_id, asked, f"{why}; check the network, HF_ENDPOINT and the proxy settings")
         say(f"{hub_id}: {why}; taking commit {found.commit[:12]} from the cache")
         return found
     files = {one.rfilename: one.size or 0 for one in info.siblings or ()}
@@ -214,7 +215,7 @@ def _fetched(hub_id: HubId, commit: str, sizes: Mapping[str, int], say: Callable
     return _snapshot(hub_id, Path(root), tuple(sizes))
 
 
-def _from_cache(hub_id: HubId, folders: tuple[str, ...], why: str) -> Snapshot:
+def _from_cache(hub_id: HubId, asked: tuple[str, ...] | None, why: str) -> Snapshot:
     """What was downloaded before.
 
     Raises:
@@ -223,7 +224,7 @@ def _from_cache(hub_id: HubId, folders: tuple[str, ...], why: str) -> Snapshot:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    where = f"the cache {constants.HF_HUB_CACHE}"
+    where, folders = f"the cache {constants.HF_HUB_CACHE}", FOLDERS if asked is None else asked
     try:
         root = Path(
             snapshot_download(
@@ -237,8 +238,9 @@ def _from_cache(hub_id: HubId, folders: tuple[str, ...], why: str) -> Snapshot:
         raise WeightsError(f"{hub_id}: neither a folder here nor in {where}, and {why}") from None
     there = tuple(path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file())
     chosen = needed(there, folders)
-    missing = [folder for folder in folders if folder in FOLDERS and not (root / folder).is_dir()]
-    if not chosen or (missing and missing != ["transformer"]):
+    missing = [folder for folder in folders if not (root / folder).is_dir()]
+    # Of a model that is a single file, or one component's folder, what was chosen is the transformer.
+    if not chosen or (asked is not None and set(missing) - {"transformer"}):
         raise WeightsError(f"{hub_id}: {where} lacks its {', '.join(missing)} at commit {root.name[:12]}, and {why}")
     return _snapshot(hub_id, root, chosen)
 

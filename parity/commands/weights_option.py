@@ -27,12 +27,12 @@ class Found:
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
-def find(weights: str, folders: Iterable[str] = hub.FOLDERS) -> Found:
+def find(weights: str, folders: Iterable[str] | None = None) -> Found:
     """Where the model lies that ``--weights`` means; one of a hub is downloaded if need be.
 
     Args:
         weights: a model's folder, ``org/name[@revision]`` on a hub, or ``synthetic:PRESET``, made on first use.
-        folders: the components that are needed.
+        folders: the components that are needed; None for those that there are.
 
     Raises:
         WeightsError: the hub does not have it, or can't be reached.
@@ -50,7 +50,7 @@ def find(weights: str, folders: Iterable[str] = hub.FOLDERS) -> Found:
     return Found(snapshot.path, snapshot.describe())
 
 
-def find_model(weights: str, folders: Iterable[str] = hub.FOLDERS) -> Path:
+def find_model(weights: str, folders: Iterable[str] | None = None) -> Path:
     """The path of the model that ``--weights`` means; see `find`."""
     return find(weights, folders).path
 
@@ -103,9 +103,7 @@ def open_original(original: str, model: model_folder.ModelFolder, err: Console) 
     """
     found = open_model(original, tuple(model.configs), err)
     if found.bits:
-        raise WeightsError(
-            f"--original {original}: packed as well; name the weights before quantization"
-        )
+        raise WeightsError(f"--original {original}: packed as well; name the weights before quantization")
     for folder, one in found.checkpoints.items():
         shapes, expected = (
             {name: entry.true_shape for name, entry in x.located.entries.items()}
