@@ -97,7 +97,9 @@ def snapshot(hub_id: HubId, folders: Iterable[str] | None, say: Callable[[str], 
         why = _unreachable(error)
         if why is None:
             raise
-        found = _from_cache(hub_id, asked, f"{why}; check the network, HF_ENDPOINT and the proxy settings")
+        found = _from_cache(
+            hub_id, asked, f"{why}; check the network, HF_ENDPOINT and the proxy settings, or name a folder"
+        )
         say(f"{hub_id}: {why}; taking commit {found.commit[:12]} from the cache")
         return found
     files = {one.rfilename: one.size or 0 for one in info.siblings or ()}

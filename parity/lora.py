@@ -15,7 +15,7 @@ import numpy as np
 
 from parity.checkpoint import count_non_finite
 from parity.errors import MissingPackageError, UsageError
-from parity.layouts.lora import ADAPTED, Adapter, Binding, LoraError, bind_file, nearest_line
+from parity.layouts.lora import Adapter, Binding, LoraError, bind_file, nearest_line
 from parity.safetensors_header import Tensor, and_more, shown
 from parity.transformer_shape import expected_tensors
 
@@ -114,9 +114,7 @@ def inspect(texts: Sequence[str], config: Mapping[str, Any] | None) -> tuple[Lor
     if not adapters:
         return ()
     if config is None:
-        raise UsageError(
-            f"--lora changes the transformer, and none takes part, as in the suites {' and '.join(ADAPTED)}"
-        )
+        raise UsageError("--lora changes the transformer, and none takes part in this suite")
     resolved = [adapter.path.resolve() for adapter in adapters]
     if twice := [path for path in resolved if resolved.count(path) > 1]:
         raise UsageError(f"--lora {twice[0]}: given twice; add the scales up")
