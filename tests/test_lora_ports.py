@@ -10,6 +10,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin
 from mini import CONFIG, write_checkpoint, write_suite
+from pipeline_folder import write_pipeline
 
 import mlx_impl.lora as ours
 from mlx_impl.layers import Linear
@@ -17,6 +18,7 @@ from mlx_impl.lora import Adapted, SidePath
 from parity import verdict
 from parity.cli import call
 from parity.components import build_graph
+from parity.components.pipeline import PipelineCase
 from parity.components.transformer import TransformerCase
 from parity.layouts.lora import Adapter, LoraError
 from parity.lockstep import Lockstep, Unit, iterate
@@ -233,6 +235,26 @@ def test_a_file_without_a_binding_ends_a_run_with_4(tmp_path, folder, capsys):
     argv = ["run", str(write_suite(tmp_path)), "--weights", str(folder), "--out", str(tmp_path / "run")]
     assert call([*argv, "--lora", str(path)]) == 4
     assert "none of its 1 pairs" in capsys.readouterr().err
+
+
+def test_a_pipeline_with_a_lora_is_at_parity(tmp_path):
+    root = write_pipeline()
+    configs = {"transformer": json.loads((root / "transformer" / "config.json").read_text())}
+    made = lora_files.factors(configs["transformer"])
+    path = lora_files.write(tmp_path / "x.safetensors", lora_files.tensors_of(made, "kohya", 3))
+    usual = {"seed": 0, "prompts": ("A red fox.",), "negative": (" ",), "image": (32, 48), "steps": 2}
+    case = PipelineCase(name="guided", kind="text_to_image", inside=(1,), **usual)
+    graph = build_graph(case.graph(configs, "full"))
+    pictures = []
+    for adapters in ([], [Adapter(path)]):
+        unit = Unit(case, "float32", BOTH, graph, draws=2)
+        lockstep = Lockstep(unit, open_port("reference"), open_port("mlx_impl"), root, adapters)
+        results = [one for _, _, one in iterate(lockstep, lockstep.start(case.inputs(configs, "float32")), 0)]
+        for mode in BOTH:
+            rows = verdict.judge([row for one in results for row in one.rows[mode]], graph, isolated=mode == "isolated")
+            assert {row["verdict"] for row in rows} == {"match"}
+        pictures.append(results[-1].pictures["pipeline.image"][1])
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.05
 
 
 @pytest.mark.slow
