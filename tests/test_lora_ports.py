@@ -1,5 +1,6 @@
 """LoRA on both sides: what diffusers does with a file is what the MLX side must do, on every checkpoint."""
 
+import hashlib
 import json
 
 import lora_files
@@ -15,7 +16,8 @@ from pipeline_folder import write_pipeline
 import mlx_impl.lora as ours
 from mlx_impl.layers import Linear
 from mlx_impl.lora import Adapted, SidePath
-from parity import verdict
+from parity import lora, verdict
+from parity import suite as suites
 from parity.cli import call
 from parity.components import build_graph
 from parity.components.pipeline import PipelineCase
@@ -23,6 +25,7 @@ from parity.components.transformer import TransformerCase
 from parity.layouts.lora import Adapter, LoraError
 from parity.lockstep import Lockstep, Unit, iterate
 from parity.ports import open_port
+from parity.run import Job
 from reference.port import ReferencePort
 
 CASE = TransformerCase(name="one", seed=0, images=((64, 96),), text_tokens=(5, 3), timestep=0.9)
@@ -226,7 +229,12 @@ def test_a_run_says_what_was_bound_and_resumes_only_with_the_same_file(tmp_path,
     assert "lora lora.safetensors: 34 of 34 pairs bound, rank 4, alpha 3, scale 0.5" in capsys.readouterr().err
     [found] = json.loads((out / "parity.json").read_text())["weights"]["lora"]
     assert (found["name"], found["scale"], found["bound"], found["pairs"]) == ("lora.safetensors", 0.5, 34, 34)
-    assert len(found["sha256"]) == 64
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    plans = [
+        Job(suites.load(str(suite)), None, "mlx_impl", loras=lora.inspect(texts, CONFIG)).plan("weights")
+        for texts in ([], [str(path)], [f"{path}@0.5"], [str(file(tmp_path, alpha=2, name="other.safetensors"))])
+    ]
+    assert all(plans.count(plan) == 1 for plan in plans)
 
 
 def test_a_file_without_a_binding_ends_a_run_with_4(tmp_path, folder, capsys):
