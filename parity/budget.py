@@ -44,7 +44,7 @@ class Parts:
 def parts_of(row: Row) -> Parts | None:
     """The budget of one row; None where something is missing, or must be equal bit for bit."""
     precision, total, quantization = (row.get(key) for key in ("precision", "rel_rmse", "quantization"))
-    if row["status"] != "measured" or precision is None or total is None:
+    if precision is None or total is None:
         return None
     if not all(map(math.isfinite, (precision, total, quantization or 0.0))):
         return None

@@ -2,9 +2,9 @@
 
 For each case and dtype `ranges` and `growth` (of the accumulated entry, where there is one: those are
 the values that the picture is made of) and the `steps` of a pipeline; for each case, dtype and mode
-`errors` and `heatmap`. What lies inside a step, and what does not repeat, has figures of its own. A
-figure that would show nothing is not drawn. No pyplot, no global state, and the same run gives the
-same bytes.
+`errors` and `heatmap`, and the `budget` of quantized weights. What lies inside a step, and what does
+not repeat, has figures of its own. A figure that would show nothing is not drawn. No pyplot, no
+global state, and the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from parity import budget
+from parity.budgetplots import budget_figure
 from parity.errorplots import errors_figure, heatmap_figure
 from parity.errors import OutputExistsError, UsageError
 from parity.plotstyle import Theme, rc, slug, theme
@@ -94,6 +96,7 @@ def plan(run: Mapping[str, Any]) -> list[Planned]:
                 found.append((f"growth.{name}", growth_figure, entry, section))
             if has_steps(section):
                 found.append((f"steps.{name}", steps_figure, entry, section))
+    of_quantized = budget.entries(run)
     for entry in run["cases"]:
         for part, section in drawn(entry):
             name = ".".join(map(slug, filter(None, (entry["name"], entry["dtype"], entry["mode"], part))))
@@ -103,6 +106,8 @@ def plan(run: Mapping[str, Any]) -> list[Planned]:
             if not all(is_exact(row) for row in section.rows):
                 found.append((f"errors.{name}", errors_figure, entry, section))
             found.append((f"heatmap.{name}", heatmap_figure, entry, section))
+            if entry in of_quantized and not section.inner:
+                found.append((f"budget.{name}", budget_figure, entry, section))
     return found
 
 

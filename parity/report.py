@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from parity import budgetpage
 from parity.errors import OutputExistsError
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
@@ -76,7 +77,8 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
-        first=first_entry(run), pictures=spell_out(_unfold(pictures)), data=Markup(pack(run)),
+        budget=budgetpage.section(run), first=first_entry(run), pictures=spell_out(_unfold(pictures)),
+        data=Markup(pack(run)),
     )  # fmt: skip
 
 

@@ -1,0 +1,101 @@
+"""The error budget: its figures add up, and table, plot and page show them."""
+
+import math
+
+import pytest
+import sample_run
+
+from parity import budget, budgetpage
+from parity.budget import Parts, parts_of
+from parity.lockstep import Lockstep, Unit, iterate
+from parity.plots import plan, render_plots
+from parity.report import report_html
+from parity.reporters import text
+
+
+def quantized(known=True):
+    """A sample run as one on 4-bit weights."""
+    run = sample_run.clean()
+    run["weights"]["bits"] = {"transformer": {"4-bit group 64": 3}}
+    for entry in run["cases"]:
+        for row in entry["checkpoints"]:
+            row |= {"precision": row["rel_rmse"] * 0.6, "quantization": 0.04 if known else None}
+    return run
+
+
+def test_the_parts_of_one_checkpoint():
+    row = {"precision": 3e-3, "rel_rmse": 5e-3, "quantization": 0.1}
+    assert parts_of(row) == Parts(0.1, 3e-3, pytest.approx(4e-3))
+    assert parts_of(row | {"rel_rmse": 2e-3}).implementation == 0
+    assert parts_of(row | {"rel_rmse": None}) is None
+    assert parts_of(row | {"rel_rmse": math.nan}) is None
+    assert parts_of(row | {"precision": None}) is None
+
+
+def test_checkpoints_tell_of_classes_of_layers():
+    names = {
+        "block.07.img.mod": "modulation", "block.07.txt.k": "attention in", "block.07.img.attn": "attention out",
+        "block.07.img.ffn": "MLP in and out", "block.07.img.out": None, "block.07.img.normed": None, "img_in": "embed",
+        "temb": "embed", "time.linear_1": "embed", "rope.img": None, "norm_out.mod": "head", "final": "head",
+    }  # fmt: skip
+    assert {name: budget.layer_class(name) for name in names} == names
+
+
+def test_a_run_on_plain_weights_has_no_budget():
+    run = sample_run.clean()
+    assert budget.entries(run) == []
+    assert budget.table(run) == []
+    assert budgetpage.section(run) is None
+    assert not any(name.startswith("budget") for name, *_ in plan(run))
+    assert 'id="budget"' not in report_html(run)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_budget_is_in_summary_page_and_plots(tmp_path, capsys, known):
+    run = quantized(known)
+    lines = budget.table(run)
+    assert [line["error budget"] for line in lines][-1] == "all blocks, final"
+    assert {line["quantization"] for line in lines} == ({"4.0e-02"} if known else {"–"})
+    text.print_table(run)
+    assert "quantization" in capsys.readouterr().out
+    assert "| modulation |" in text.markdown(run)
+    page = report_html(run)
+    section = page[page.index('id="budget"') :].partition("</section>")[0]
+    assert ("4.0e-02" in section) == known
+    assert section.count("<path") == 2 * (3 if known else 2)
+    assert ("--original" in section) != known
+    run["cases"] = budget.first(run)[:1]
+    for dark in (False, True):
+        written = [path.name for path in render_plots(run, tmp_path, formats=("png",), dark=dark)]
+        assert any(name.startswith("budget.") for name in written)
+
+
+def test_lockstep_measures_quantization_against_the_original(tmp_path):
+    """GIVEN two truths that differ in the weights alone, THEN the rows say by how much, in both modes."""
+    from test_lockstep import CASE
+    from toy import GRAPH, ToyPort
+
+    class Two(ToyPort):
+        def open(self, weights, **options):
+            session = super().open(weights, **options)
+            if weights.name == "original":
+                for stage in session.weights:
+                    session.weights[stage] = session.weights[stage] * session.dtype.type(1.25)
+            return session
+
+    def rows(original):
+        unit = Unit(CASE, "float32", ("isolated", "accumulated"), GRAPH, draws=1)
+        lockstep = Lockstep(unit, Two(), ToyPort(), tmp_path / "packed", original=original)
+        configs = {"transformer": {"in_channels": 16, "joint_attention_dim": 4}}
+        chains = lockstep.start(CASE.inputs(configs, "float32"))
+        results = [result for _, _, result in iterate(lockstep, chains, 0)]
+        return {mode: {row["name"]: row for result in results for row in result.rows[mode]} for mode in results[0].rows}
+
+    found = rows(tmp_path / "original")
+    # w against 1.25 w: a fifth of the original's.
+    for mode in ("isolated", "accumulated"):
+        assert found[mode]["img_in"]["quantization"] == pytest.approx(0.2, rel=1e-6)
+        assert 0 < found[mode]["img_in"]["precision"] < 1e-6
+    assert found["isolated"]["final"]["quantization"] == pytest.approx(0.2, rel=1e-6)
+    assert found["accumulated"]["final"]["quantization"] > 0.25
+    assert all(row["quantization"] is None for of in rows(None).values() for row in of.values())
