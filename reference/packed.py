@@ -10,8 +10,8 @@ import math
 
 import torch
 
-# Codes that are unpacked at once: they stay in the second-level cache.
-CODES_AT_ONCE = 1 << 18
+# Codes that are unpacked at once: few enough to hold beside the result, and work enough for all threads.
+CODES_AT_ONCE = 1 << 21
 # Significant bits of a scale, in the dtypes that leave room for a product in float32.
 _SIGNIFICANT = {torch.bfloat16: 8, torch.float16: 11}
 
