@@ -1,0 +1,173 @@
+"""The census of a checkpoint is right for every layout, and whatever is wrong with one is listed."""
+
+import hashlib
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+from layout_folders import (
+    CONFIG,
+    MODULATION,
+    packed,
+    weights,
+    write_config,
+    write_diffusers,
+    write_every,
+    write_mflux,
+    write_model,
+)  # fmt: skip
+
+from parity.cli import call
+from parity.transformer_shape import expected_tensors
+
+EXPECTED = expected_tensors(CONFIG)
+VARIANTS = ("diffusers", "mflux", "mflux-4bit", "mflux-8bit-32", "mflux-new", "mlx-gen-mixed", "mlx-rs", "single",
+            "single-transformer", "single-bare")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory):
+    return write_every(tmp_path_factory.mktemp("layouts"))
+
+
+@pytest.fixture
+def report(capsys):
+    """Check a path with a wanted exit code; gives its JSON."""
+
+    def run(path, code, *more):
+        assert call(["weights", "check", str(path), "--format", "json", *more]) == code
+        streams = capsys.readouterr()
+        found = json.loads(streams.out)
+        assert found["verdict"] == ("wrong" if code else "ok")
+        return found["components"]
+
+    return run
+
+
+def wrong(report, path, *more):
+    return [problem["kind"] + ": " + problem["text"] for problem in report(path, 4, *more)["transformer"]["problems"]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_census_of_every_layout(every, report, variant):
+    path, layout, bits = every[variant]
+    found = report(path, 0)["transformer"]
+    layers = sum(bits.values())
+    assert found["layout"] == layout
+    assert found["tensors"] == len(EXPECTED) + 2 * layers
+    assert found["parameters"] == sum(int(np.prod(shape)) for shape in EXPECTED.values())
+    assert found["dtypes"] == {"BF16": len(EXPECTED) + layers} | ({"U32": layers} if layers else {})
+    assert {(g["bits"], g["group_size"]): g["layers"] for g in found["packed"] if g["bits"]} == bits
+    assert (found["problems"], found["values_checked"]) == ([], True)
+    assert len(found["guide"]) == (5 if bits else 0)
+
+
+def test_bits_are_grouped_with_the_classes_of_layers(every, report):
+    found = report(every["mflux-new"][0], 0)["transformer"]["packed"]
+    assert [(g["bits"], g["layers"]) for g in found] == [(4, 30), (8, 4)]
+    assert found[1]["classes"] == list(MODULATION)
+    mixed = report(every["mlx-gen-mixed"][0], 0)["transformer"]["packed"]
+    assert [(g["bits"], g["layers"]) for g in mixed] == [(4, 24), (None, 10)]
+
+
+def test_the_guide_s_table_row_by_row(every, report):
+    rows = report(every["mflux-4bit"][0], 0)["transformer"]["guide"]
+    assert [(row["name"], row["expected"], row["verdict"]) for row in rows] == [
+        ("time_text_embed.linear_1.weight", [128, 32], "ok"),
+        ("time_text_embed.linear_1.scales", [128, 4], "ok"),
+        ("time_text_embed.linear_1.biases", [128, 4], "ok"),
+        ("transformer_blocks.N.img_mod_linear.weight", [768, 16], "ok"),
+        ("norm_out.linear.weight", [256, 16], "ok"),
+    ]
+    other = report(every["mflux-new"][0], 0)["transformer"]["guide"]
+    assert [row["verdict"] for row in other] == ["ok", "ok", "ok", "other", "ok"]
+    assert other[3]["found"] == "[768, 32] 8-bit group 64"
+    assert report(every["mlx-gen-mixed"][0], 0)["transformer"]["guide"][0]["found"] == "[128, 256] BF16"
+
+
+def test_a_whole_model_is_checked_by_component(tmp_path, report):
+    model = write_model(tmp_path, weights())
+    assert list(report(model, 0)) == ["transformer", "text_encoder", "vae"]
+    assert list(report(model, 0, "--component", "vae")) == ["vae"]
+    assert list(report(model / "vae", 0)) == ["vae"]
+    assert list(report(model / "text_encoder", 0)) == ["text_encoder"]
+
+
+def test_missing_extra_and_misshapen_tensors_are_all_listed(tmp_path, report):
+    arrays = weights()
+    del arrays["norm_out.linear.bias"], arrays["txt_norm.weight"]
+    arrays["surplus"] = arrays["img_in.bias"]
+    arrays["proj_out.weight"] = arrays["proj_out.weight"].T.copy()
+    assert sorted(wrong(report, write_diffusers(tmp_path, arrays))) == [
+        "extra: surplus [128] in diffusion_pytorch_model-00001-of-00003.safetensors",
+        "missing: norm_out.linear.bias [256]",
+        "missing: txt_norm.weight [192]",
+        "shape: proj_out.weight is [128, 64], expected [64, 128]",
+    ]
+
+
+def test_values_that_are_not_finite_and_matrices_of_zeros(tmp_path, report):
+    arrays = packed(weights(), 4)
+    arrays["img_in.scales"][3, 0] = np.nan
+    arrays["txt_in.biases"][0, 0] = np.inf
+    arrays["proj_out.weight"][:] = 0
+    arrays["proj_out.bias"][:] = 0
+    write_mflux(tmp_path, arrays, 4)
+    assert sorted(wrong(report, tmp_path)) == [
+        "non-finite: img_in.scales: 1 NaN of 128 values",
+        "non-finite: txt_in.biases: 1 infinite of 384 values",
+        "zero: proj_out.weight: all codes are zero",
+    ]
+    found = report(tmp_path, 4)["transformer"]
+    assert found["warnings"] == ["proj_out.bias: all values are zero"]
+    assert report(tmp_path, 0, "--no-values")["transformer"]["values_checked"] is False
+
+
+@pytest.mark.parametrize("more", [(), ("--no-values",)])
+def test_hashes_are_those_of_the_files(every, report, more):
+    folder = every["mflux-4bit"][0]
+    found = report(folder, 0, "--hash", *more)["transformer"]["sha256"]
+    assert found == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.glob("*.safetensors")}
+
+
+def test_fingerprints_tell_weights_apart(tmp_path, report):
+    prints = {
+        report(write_mflux(tmp_path / str(seed), packed(weights(seed=seed), 4), 4), 0)["transformer"]["fingerprint"]
+        for seed in (0, 1)
+    }
+    assert len(prints) == 2
+
+
+def test_the_table_fits_eighty_columns_and_escapes_names(tmp_path, capsys):
+    arrays = packed(weights(), 4, other=dict.fromkeys(MODULATION, (8, 64)))
+    arrays["bad\x1b[31m"] = np.ones(3, ml_dtypes.bfloat16)
+    write_mflux(tmp_path, arrays, 4)
+    assert call(["weights", "check", str(tmp_path)]) == 4
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b[31m" not in out
+    text = " ".join(out.split())
+    for part in ("layout mflux", "4-bit group 64 30 layers", "8-bit group 64 4 layers (img_mod, txt_mod)",
+                 "extra: 'bad\\x1b[31m' [3]", "1 thing is wrong"):  # fmt: skip
+        assert part in text
+
+
+def test_a_list_that_is_long_is_cut_in_the_table_and_whole_in_json(tmp_path, capsys, report):
+    folder = write_diffusers(tmp_path, weights())
+    write_config(folder, {"num_layers": 1})
+    assert call(["weights", "check", str(folder)]) == 4
+    assert "and 20 more extra" in capsys.readouterr().out
+    assert len(wrong(report, folder)) == 32
+
+
+def test_what_is_not_there(tmp_path, capsys):
+    assert call(["weights", "check", str(tmp_path / "no")]) == 4
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "there is no such folder" in streams.err
+    write_model(tmp_path / "m", weights())
+    shutil.rmtree(tmp_path / "m" / "vae")
+    assert call(["weights", "check", str(tmp_path / "m"), "--component", "vae"]) == 4
+    assert "holds no weights of a vae" in capsys.readouterr().err
