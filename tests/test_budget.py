@@ -4,13 +4,16 @@ import math
 
 import pytest
 import sample_run
+from mini import SUITE, write_checkpoint, write_suite
 
 from parity import budget, budgetpage
 from parity.budget import Parts, parts_of
+from parity.cli import call
 from parity.lockstep import Lockstep, Unit, iterate
 from parity.plots import plan, render_plots
 from parity.report import report_html
 from parity.reporters import text
+from parity.runfolder import read_run
 
 
 def quantized(known=True):
@@ -99,3 +102,41 @@ def test_lockstep_measures_quantization_against_the_original(tmp_path):
     assert found["isolated"]["final"]["quantization"] == pytest.approx(0.2, rel=1e-6)
     assert found["accumulated"]["final"]["quantization"] > 0.25
     assert all(row["quantization"] is None for of in rows(None).values() for row in of.values())
+
+
+def test_a_run_on_quantized_weights_is_clean_and_knows_its_budget(tmp_path, capsys):
+    """GIVEN a model and itself at 4 and 8 bits, THEN there is no alarm, and 8 bits cost less than a fifth of 4."""
+    original = write_checkpoint(tmp_path / "model" / "transformer")
+    suite = write_suite(tmp_path, SUITE.replace('["float32"]', '["float32", "bfloat16"]'))
+    cost = {}
+    for bits in ("4", "8"):
+        quantized = tmp_path / f"q{bits}"
+        options = ("--bits", bits, "--group-size", "32")
+        assert call(["weights", "quantize", str(original), str(quantized), *options]) == 0
+        out = tmp_path / f"run{bits}"
+        command = ["run", str(suite), "--weights", str(quantized), "--original", str(original), "--out", str(out)]
+        assert call([*command, "--jobs", "1"]) == 0
+        run = read_run(out)
+        assert run["verdict"] == "parity"
+        assert run["weights"]["original"]["layout"] == "diffusers"
+        rows = [row for case in run["cases"] for row in case["checkpoints"]]
+        assert max(row["excess"] for row in rows) <= 3
+        for entry in run["cases"]:
+            found = budget.at(entry, "final")
+            cost.setdefault((entry["dtype"], entry["mode"]), []).append(found.quantization)
+            assert bits == "8" or found.precision < found.quantization
+    assert len(cost) == 4
+    assert all(at_eight < at_four / 5 for at_four, at_eight in cost.values())
+    assert "quantization" in capsys.readouterr().out
+
+
+def test_an_original_that_cannot_be_one_is_refused(tmp_path, capsys):
+    original = write_checkpoint(tmp_path / "model" / "transformer")
+    other = write_checkpoint(tmp_path / "other" / "transformer", num_layers=1)
+    assert call(["weights", "quantize", str(original), str(tmp_path / "q"), "--group-size", "32"]) == 0
+    command = ["run", str(write_suite(tmp_path)), "--weights", str(tmp_path / "q"), "--out", str(tmp_path / "run")]
+    assert call([*command, "--original", str(tmp_path / "q")]) == 4
+    assert "packed as well" in capsys.readouterr().err
+    assert call([*command, "--original", str(other)]) == 2
+    assert "another model: transformer: transformer_blocks.1." in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
