@@ -21,8 +21,14 @@ from parity.reporters import text
 from parity.verdict import exit_code
 
 WIDTH = 80
-COMMANDS = ("bench", "doctor", "generate", "plot", "ranges", "report", "run", "synth")
-BELOW = {"ranges": ("check", "record", "show"), "bench": ("capture", "clean", "forward", "sensitivity")}
+COMMANDS = ("bench", "doctor", "generate", "plot", "ranges", "report", "run", "synth", "weights")
+BELOW = {
+    "ranges": ("check", "record", "show"),
+    "bench": ("capture", "clean", "forward", "sensitivity", "stream"),
+    "weights": ("check", "convert", "quantize", "scan"),
+}
+# Commands of a group that have a file of their own.
+OWN_FILE = {"bench_stream", "quantize", "scan"}
 PATHS = [(), *((c,) for c in COMMANDS), *((c, one) for c, ones in BELOW.items() for one in ones)]
 KINDS = ("clean", "diverged", "incomplete")
 
@@ -81,7 +87,7 @@ def test_help_of_a_group_lists_its_commands(capsys, group):
 def test_every_command_file_is_on_the_command_line():
     folder = Path(cli.__file__).parent / "commands"
     files = {path.stem for path in folder.glob("*.py")} - {"__init__", "weights_option"}
-    assert files == set(COMMANDS)
+    assert files == set(COMMANDS) | OWN_FILE
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
@@ -95,7 +101,8 @@ def test_help_fits_and_is_the_same_each_time(capsys, path):
 @pytest.mark.parametrize("path", [p for p in PATHS if p and p[-1] not in BELOW], ids=" ".join)
 def test_help_has_a_word_for_every_parameter(capsys, path):
     page = said(capsys, *path, "--help")
-    command = getattr(__import__(f"parity.commands.{path[0]}", fromlist=["x"]), path[-1])
+    own = next((file for file in (path[-1], "_".join(path)) if file in OWN_FILE), path[0])
+    command = getattr(__import__(f"parity.commands.{own}", fromlist=["x"]), path[-1])
     for name in inspect.signature(command).parameters:
         shown = re.search(
             rf"^│ (?:\*\s+)?\s*(?:--{name.replace('_', '-')}|{name.upper()})\b(?: [A-Z]+(?:\.\.\.)?)?\s+(\S.*?)│$",
