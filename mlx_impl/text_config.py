@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from parity.layouts import locate
+
 # Keys that change no number of the encoder: names, training, generation, vocabulary of the output layer, and
 # settings of the sliding windows, which must be off.
 NO_EFFECT = frozenset(
@@ -93,15 +95,15 @@ class TextEncoderConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> TextEncoderConfig:
-        """Read the config of a ``text_encoder`` folder.
+        """Read the config of a ``text_encoder`` folder; the published one where MLX's layouts leave it out.
 
         Raises:
-            FileNotFoundError: there is none.
+            WeightsError: there is none, nor weights that tell.
             ValueError: see `from_dict`.
         """
         path = folder / "config.json"
         if not path.exists():
-            raise FileNotFoundError(f"{folder} has no config.json")
+            return cls.from_dict(locate(folder, "text_encoder").config)
         try:
             return cls.from_dict(json.loads(path.read_text()))
         except ValueError as error:
