@@ -2,6 +2,7 @@
 
 import json
 
+import layout_folders
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -115,3 +116,23 @@ def test_values_that_are_not_finite_are_found_in_any_component(model):
 def test_an_index_that_says_nothing_names_no_pipeline(model, content):
     (model / "model_index.json").write_text(content)
     assert model_folder.inspect(model).pipeline is None
+
+
+def test_layout_and_bits_are_described(tmp_path):
+    four = layout_folders.packed(layout_folders.weights(), 4)
+    layout_folders.write_mflux(tmp_path / "transformer", four, 4)
+    about = model_folder.inspect(tmp_path).describe()
+    assert (about["layout"], about["bits"]) == ("mflux", {"transformer": {"4-bit group 64": 34}})
+    dense = layout_folders.write_model(tmp_path / "dense", layout_folders.weights())
+    both = model_folder.inspect(dense, ("transformer", "vae"))
+    assert (both.describe()["layout"], both.bits) == ("diffusers", {})
+    layout_folders.write_mflux(dense / "mlx", four, 4)
+    for file in (dense / "transformer").iterdir():
+        file.unlink()
+    for file in (dense / "mlx").iterdir():
+        file.rename(dense / "transformer" / file.name)
+    mixed = model_folder.inspect(dense, ("transformer", "vae"))
+    assert mixed.layout == "transformer: mflux, vae: diffusers"
+    assert mixed.describe()["parameters"] == both.describe()["parameters"]
+    with pytest.raises(WeightsError, match=r"lacks processor/preprocessor_config\.json"):
+        model_folder.inspect(dense, ("transformer", "processor"))
