@@ -38,12 +38,13 @@ def save(path: Path, arrays, metadata=None) -> Path:
     return path
 
 
-def save_sparse(path: Path, arrays) -> Path:
-    """A file of the right header and size whose values, all zero, take no room on the disk."""
+def save_sparse(path: Path, arrays, words=()) -> Path:
+    """A file of the right header and size whose values, all zero, take no room on the disk; uint32 where named."""
     header, offset = {}, 0
     for name, array in arrays.items():
-        header[name] = {"dtype": "BF16", "shape": list(array.shape)}
-        header[name]["data_offsets"] = [offset, offset := offset + 2 * array.size]
+        dtype, size = ("U32", 4) if name in words else ("BF16", 2)
+        header[name] = {"dtype": dtype, "shape": list(array.shape)}
+        header[name]["data_offsets"] = [offset, offset := offset + size * array.size]
     raw = json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

@@ -10,7 +10,9 @@ import pytest
 from layout_folders import (
     CONFIG,
     MODULATION,
+    mflux_name,
     packed,
+    save_sparse,
     weights,
     write_config,
     write_diffusers,
@@ -85,6 +87,27 @@ def test_the_guide_s_table_row_by_row(every, report):
     assert [row["verdict"] for row in other] == ["ok", "ok", "ok", "other", "ok"]
     assert other[3]["found"] == "[768, 32] 8-bit group 64"
     assert report(every["mlx-gen-mixed"][0], 0)["transformer"]["guide"][0]["found"] == "[128, 256] BF16"
+
+
+def test_the_guide_s_table_at_full_size(tmp_path, report):
+    shapes, words = {}, set()
+    for name, shape in expected_tensors({}).items():
+        stored = mflux_name(name)
+        if len(shape) == 2:
+            words.add(stored)
+            layer = stored.removesuffix(".weight")
+            shapes[stored] = (shape[0], shape[1] // 8)
+            shapes[f"{layer}.scales"] = shapes[f"{layer}.biases"] = (shape[0], shape[1] // 64)
+        else:
+            shapes[stored] = shape
+    arrays = {name: np.broadcast_to(np.uint8(0), shape) for name, shape in shapes.items()}
+    save_sparse(tmp_path / "0.safetensors", arrays, words)
+    found = report(tmp_path, 0, "--no-values")["transformer"]
+    assert [(row["expected"], row["verdict"]) for row in found["guide"]] == [
+        ([3072, 32], "ok"), ([3072, 4], "ok"), ([3072, 4], "ok"), ([18432, 384], "ok"), ([6144, 384], "ok"),
+    ]  # fmt: skip
+    assert found["packed"][0]["layers"] == 60 * 14 + 6
+    assert round(found["parameters"] / 1e9, 2) == 20.43
 
 
 def test_a_whole_model_is_checked_by_component(tmp_path, report):
