@@ -26,8 +26,8 @@ modes = ["isolated", "accumulated"]
 """
 
 
-def write_checkpoint(folder: Path, **config) -> Path:
-    torch.manual_seed(0)
+def write_checkpoint(folder: Path, seed: int = 0, **config) -> Path:
+    torch.manual_seed(seed)
     model = QwenImageTransformer2DModel(**CONFIG | config)
     with torch.no_grad():
         # diffusers' initialisation leaves the modulation small; a port that gets it wrong must show.

@@ -1,11 +1,14 @@
 """The error budget: its figures add up, and table, plot and page show them."""
 
 import math
+import shutil
+import sys
 
 import pytest
 import sample_run
 from mini import SUITE, write_checkpoint, write_suite
 
+import mlx_impl
 from parity import budget, budgetpage
 from parity.budget import Parts, parts_of
 from parity.cli import call
@@ -50,6 +53,16 @@ def test_a_run_on_plain_weights_has_no_budget():
     assert budget.table(run) == []
     assert budgetpage.section(run) is None
     assert not any(name.startswith("budget") for name, *_ in plan(run))
+    assert 'id="budget"' not in report_html(run)
+
+
+def test_rows_of_older_runs_without_the_figures_still_load():
+    run = quantized()
+    for entry in run["cases"]:
+        for row in entry["checkpoints"]:
+            del row["precision"], row["quantization"]
+    assert budget.entries(run) == []
+    assert budget.table(run) == []
     assert 'id="budget"' not in report_html(run)
 
 
@@ -139,4 +152,48 @@ def test_an_original_that_cannot_be_one_is_refused(tmp_path, capsys):
     assert "packed as well" in capsys.readouterr().err
     assert call([*command, "--original", str(other)]) == 2
     assert "another model: transformer: transformer_blocks.1." in " ".join(capsys.readouterr().err.split())
+    turned = write_checkpoint(tmp_path / "turned" / "transformer", axes_dims_rope=(8, 12, 12))
+    assert call([*command, "--original", str(turned)]) == 2
+    assert "axes_dims_rope is [8, 12, 12], expected [4, 14, 14]" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_original_shows_as_quantization_and_not_as_the_ports(tmp_path):
+    """GIVEN weights of another seed as the original, THEN quantization is large and the verdict stays parity."""
+    original = write_checkpoint(tmp_path / "model" / "transformer")
+    wrong = write_checkpoint(tmp_path / "wrong" / "transformer", seed=1)
+    assert call(["weights", "quantize", str(original), str(tmp_path / "q"), "--group-size", "32"]) == 0
+    command = ["run", str(write_suite(tmp_path)), "--weights", str(tmp_path / "q"), "--jobs", "1"]
+    cost = {}
+    for name, folder in (("right", original), ("wrong", wrong)):
+        assert call([*command, "--original", str(folder), "--out", str(tmp_path / f"run-{name}")]) == 0
+        cost[name] = [budget.at(entry, "final").quantization for entry in read_run(tmp_path / f"run-{name}")["cases"]]
+    assert all(right < 0.5 < wrong for right, wrong in zip(cost["right"], cost["wrong"], strict=True))
+
+
+def test_scales_and_biases_exchanged_in_one_layer_are_found_there(tmp_path, monkeypatch):
+    original = write_checkpoint(tmp_path / "model" / "transformer")
+    assert call(["weights", "quantize", str(original), str(tmp_path / "q"), "--group-size", "32"]) == 0
+    copy = tmp_path / "exchanged_impl"
+    shutil.copytree(mlx_impl.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    weights = copy / "weights.py"
+    right = '                found[f"{layer}scales"] = stored(*entry.packing.scales)\n'
+    assert weights.read_text().count(right) == 1
+    wrong = """                if f"{prefix}{layer}" == "transformer_blocks.1.attn.to_k.":
+                    found[f"{layer}scales"], found[f"{layer}biases"] = (
+                        stored(*entry.packing.biases), stored(*entry.packing.scales))
+                    found[key] = array
+                    continue
+"""
+    weights.write_text(weights.read_text().replace(right, wrong + right))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    command = ["run", str(write_suite(tmp_path)), "--weights", str(tmp_path / "q"), "--jobs", "1"]
+    try:
+        assert call([*command, "--candidate", "exchanged_impl", "--out", str(tmp_path / "run")]) == 1
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "exchanged_impl"]:
+            del sys.modules[name]
+    run = read_run(tmp_path / "run")
+    assert run["first_divergence"]["checkpoint"] == "block.01.img.k"
+    assert all(case["sources"] == ["block.01.img.k"] for case in run["cases"])

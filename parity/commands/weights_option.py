@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from parity import hub, lora, model_folder
 from parity.errors import UsageError, WeightsError
+from parity.safetensors_header import shown
 
 SYNTHETIC = "synthetic:"
+# Keys of a config that say how weights are stored and who wrote them: a quantized model's differ from its original's.
+_OF_WRITER = ("_", "quantization", "dtype", "torch_dtype", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def open_original(original: str, model: model_folder.ModelFolder, err: Console) 
 
     Raises:
         WeightsError: it is not there, is damaged, or quantized itself.
-        UsageError: it is of another shape than the model.
+        UsageError: it is of another shape than the model, or configured otherwise.
     """
     found = open_model(original, tuple(model.configs), err)
     if found.bits:
@@ -116,7 +121,21 @@ def open_original(original: str, model: model_folder.ModelFolder, err: Console) 
                 f"--original {original}: another model: {folder}: {name} is {list(shapes.get(name, ()))}, "
                 f"expected {list(expected[name])} as in --weights"
             )
+    for folder, config in found.configs.items():
+        _check_config(original, folder, config, model.configs[folder])
     return found
+
+
+def _check_config(original: str, folder: str, config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse an original that computes otherwise. A key that one layout leaves out, or of its writer, says nothing."""
+    for key in sorted(config.keys() & expected.keys()):
+        if key.startswith(_OF_WRITER):
+            continue
+        if json.loads(json.dumps(config[key])) != json.loads(json.dumps(expected[key])):  # tuples are lists
+            raise UsageError(
+                f"--original {original}: another model: {folder}: {shown(key)} is {shown(json.dumps(config[key]))}, "
+                f"expected {shown(json.dumps(expected[key]))} as in --weights"
+            )
 
 
 def open_loras(
