@@ -206,3 +206,18 @@ def test_statistics_on_the_device_are_those_of_numpy(on_cpu, monkeypatch):
         # The CPU adds one after the other, where this machine has no GPU.
         np.testing.assert_allclose(found[name], exact, rtol=1e-4, atol=0)
     assert np.isnan(found["spoiled"][2:]).all()
+
+
+def test_narrow_quantized_products_leave_the_kernels_of_gpus_alone(monkeypatch):
+    """img_in has 64 inputs, of which CUDA's kernel makes zeros."""
+    asked = []
+    real = mx.quantized_matmul
+    monkeypatch.setattr(mx, "quantized_matmul", lambda x, *a, **k: (asked.append(x.shape[-1]), real(x, *a, **k))[1])
+    monkeypatch.setattr(ops, "on_cpu", lambda: False)
+    for inputs in (64, 128):
+        x, full = (mx.random.normal(shape, key=mx.random.key(i)) for i, shape in enumerate(((20, inputs), (8, inputs))))
+        weight, scales, biases = mx.quantize(full, group_size=64, bits=4)
+        y = ops.quantized_linear(x, weight, scales, biases, mx.ones((8,)), group_size=64, bits=4)
+        expected = x @ mx.dequantize(weight, scales, biases, group_size=64, bits=4).T + 1
+        np.testing.assert_allclose(np.array(y), np.array(expected), rtol=1e-4, atol=1e-4)
+    assert asked == [128]
