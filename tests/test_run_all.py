@@ -12,7 +12,8 @@ from parity.runfolder import read_run
 
 def test_all_covers_every_component():
     assert {planned.case.component for planned in suite.load("all").cases} == set(COMPONENTS)
-    included = [name for name in suite.available() if name != "all"]
+    # The suite for models of many gigabytes compares what others compare.
+    included = [name for name in suite.available() if name not in ("all", "full")]
     assert set(suite.load("all").cases) == {planned for name in included for planned in suite.load(name).cases}
 
 
