@@ -1,4 +1,4 @@
-"""Makes the sample reports: a clean run, one of a port with shift and scale exchanged, and one of pipelines.
+"""Makes the sample reports: a clean run, a port with shift and scale exchanged, 4-bit weights, pipelines.
 
 Run by ``make samples``. The pictures for the README need Chromium and stay as they are without it.
 """
@@ -28,6 +28,9 @@ def main() -> None:
         square = ["--case", "square", "--detail", "block", "--dtype", "float32"]
         keep("clean", [*square, "--dtype", "bfloat16"], work, expected=0)
         keep("broken", [*square, "--candidate", "broken_port"], work, expected=1)
+        parity(["weights", "quantize", "synthetic:tiny", "tiny-4bit", "--bits", "4"], work, expected=0)
+        quantized = ["--weights", "tiny-4bit", "--original", "synthetic:tiny"]
+        keep("quantized", [*square, "--dtype", "bfloat16", *quantized], work, expected=0)
         pipelines = ["pipeline", "--case", "image-128", "--case", "inpaint", "--dtype", "float32"]
         keep("pipeline", [*pipelines, "--dtype", "bfloat16"], work, expected=0)
     for name, scheme in (("report-light", 1), ("report-dark", 0)):
@@ -36,13 +39,17 @@ def main() -> None:
 
 def keep(name: str, options: list[str], work: str, *, expected: int) -> None:
     """Run `parity run` with these options and keep the page."""
-    command = [shutil.which("parity", path=str(Path(sys.executable).parent)) or "parity", "run"]
-    command += [*options, "--out", name]
-    code = subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": work}, check=False).returncode
-    if code != expected:
-        sys.exit(f"the {name} run ended with exit code {code}, expected {expected}")
+    parity(["run", *options, "--out", name], work, expected=expected)
     (HERE / name).mkdir(exist_ok=True)
     shutil.copy(Path(work) / name / "report.html", HERE / name / "report.html")
+
+
+def parity(arguments: list[str], work: str, *, expected: int) -> None:
+    """Run one command of the toolkit in the temporary folder."""
+    command = [shutil.which("parity", path=str(Path(sys.executable).parent)) or "parity", *arguments]
+    code = subprocess.run(command, cwd=work, env={**os.environ, "PYTHONPATH": work}, check=False).returncode
+    if code != expected:
+        sys.exit(f"parity {' '.join(arguments)} ended with exit code {code}, expected {expected}")
 
 
 def picture(page: Path, target: Path, scheme: int) -> None:
