@@ -89,7 +89,8 @@ def call(argv: list[str]) -> int:
         err.print(f"{message} See parity --help.", markup=False)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        err.print("interrupted; the same `parity run` goes on where it stopped", markup=False)
+        goes_on = "; the same command goes on where it stopped" if argv[:1] == ["run"] else ""
+        err.print(f"interrupted{goes_on}", markup=False)
         return 130
     except BrokenPipeError:
         return EXIT_INTERNAL

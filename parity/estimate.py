@@ -65,7 +65,9 @@ class Estimate:
     passes: Mapping[str, int]
 
 
-def estimate(unit: Unit, model: ModelFolder, level: str, rates: Rates | None = None) -> Estimate:
+def estimate(
+    unit: Unit, model: ModelFolder, level: str, rates: Rates | None = None, *, original: bool = False
+) -> Estimate:
     """Estimate one unit.
 
     Args:
@@ -73,8 +75,9 @@ def estimate(unit: Unit, model: ModelFolder, level: str, rates: Rates | None = N
         model: inspected weights.
         level: of the unit's checkpoints.
         rates: without them no time is estimated.
+        original: whether the truth is run on the original weights as well.
     """
-    passes, modes = _passes(unit), len(unit.modes)
+    passes, modes = _passes(unit, original), len(unit.modes)
     folders = {folder: one for folder, one in model.checkpoints.items() if folder in unit.case.folders}
     weights = sum(_stage_bytes(one, unit) for one in folders.values())
     work = unit.case.work(model.configs, level)
@@ -86,24 +89,26 @@ def estimate(unit: Unit, model: ModelFolder, level: str, rates: Rates | None = N
         arrays += chains * work.state * wide
     seconds = None
     if work is not None and rates is not None:
-        computing = arithmetic(unit, model, level, rates) / EFFICIENCY
+        computing = arithmetic(unit, model, level, rates, original=original) / EFFICIENCY
         seconds = max(computing, sum(one.nbytes for one in folders.values()) / rates.read)
     return Estimate(int((FRAMEWORKS + weights + arrays) * SLACK), weights, seconds, passes)
 
 
-def _passes(unit: Unit) -> dict[str, int]:
+def _passes(unit: Unit, original: bool = False) -> dict[str, int]:
     """Side -> passes through the model."""
     modes = len(unit.modes)
-    return {"truth": modes, "reference": 1 + (unit.draws + PRECISIONS) * modes, "candidate": modes}
+    truths = {"truth": modes} | ({"original": modes} if original else {})
+    return {**truths, "reference": 1 + (unit.draws + PRECISIONS) * modes, "candidate": modes}
 
 
-def arithmetic(unit: Unit, model: ModelFolder, level: str, rates: Rates) -> float:
+def arithmetic(unit: Unit, model: ModelFolder, level: str, rates: Rates, *, original: bool = False) -> float:
     """Seconds that the matrix products of all passes take at the bare rate; NaN where they are not known."""
-    work, passes = unit.case.work(model.configs, level), _passes(unit)
+    work, passes = unit.case.work(model.configs, level), _passes(unit, original)
     if work is None:
         return math.nan
     in_dtype = passes["reference"] + passes["candidate"]
-    return work.flops * (passes["truth"] / rates.of(unit.truth) + in_dtype / rates.of(unit.dtype))
+    in_truth = passes["truth"] + passes.get("original", 0)
+    return work.flops * (in_truth / rates.of(unit.truth) + in_dtype / rates.of(unit.dtype))
 
 
 def _stage_bytes(checkpoint: Checkpoint, unit: Unit) -> int:

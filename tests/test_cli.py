@@ -292,7 +292,9 @@ def test_what_was_interrupted_says_how_to_go_on(capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "app", interrupt)
     assert call(["run"]) == 130
-    assert "the same `parity run` goes on" in capsys.readouterr().err
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert call(["weights", "convert"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_fault_of_the_toolkit_itself_is_not_taken_for_a_divergence(monkeypatch):

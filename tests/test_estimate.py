@@ -67,6 +67,9 @@ def test_time_and_memory_grow_with_what_they_grow_with(model):
     assert of(model, unit(truth="float32")).peak_bytes < plain.peak_bytes
     assert of(model, unit(size=512)).peak_bytes > plain.peak_bytes
     assert of(model, unit(), None).seconds is None
+    with_original = estimate.estimate(unit(), model, "block", RATES, original=True)
+    assert with_original.passes["original"] == 2
+    assert with_original.seconds > plain.seconds
 
 
 def test_arithmetic_is_two_operations_for_each_weight_a_token_meets(model):

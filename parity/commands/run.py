@@ -111,7 +111,7 @@ def _say_what_it_takes(job: Job, err: Console) -> None:
         with err.status("measuring this machine"):
             rates = estimate.measure_rates(job.model)
     for unit, level in units:
-        one = estimate.estimate(unit, job.model, level, rates)
+        one = estimate.estimate(unit, job.model, level, rates, original=job.original is not None)
         passes = ", ".join(f"{side} {count}" for side, count in one.passes.items())
         took = "" if one.seconds is None else f"about {max(1, round(one.seconds / 60))} min, "
         err.print(f"{unit.key}: {took}{estimate.spell(need)} of memory; passes: {passes}", markup=False)
