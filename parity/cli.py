@@ -13,6 +13,7 @@ from rich.console import Console
 
 from parity import __version__
 from parity.errors import EXIT_INTERNAL, EXIT_USAGE, ParityError
+from parity.safetensors_header import printable
 
 app = App(
     name="parity",
@@ -79,9 +80,9 @@ def call(argv: list[str]) -> int:
         code: Any = app(argv)
     except ParityError as error:
         err.print("[bold red]error:[/] ", end="")
-        err.print(error.message, markup=False)
+        err.print(printable(error.message), markup=False)
         for line in error.details:
-            err.print(f"  {line}", markup=False)
+            err.print(f"  {printable(line)}", markup=False)
         return error.exit_code
     except CycloptsError as error:
         message = " ".join(str(error).split())

@@ -156,6 +156,11 @@ def _entry_problem(entry: object) -> str | None:
     return None
 
 
+def printable(text: str) -> str:
+    """A line of any length, without what a terminal would obey."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def shown(value: object) -> str:
     """A value from a file, safe on a terminal and of bounded length."""
     text = value if isinstance(value, str) and value.isprintable() else ascii(value)

@@ -18,7 +18,7 @@ from parity import checkpoint as checkpoints
 from parity.errors import WeightsError
 from parity.layouts import Entry, Located
 from parity.layouts.entries import Problem
-from parity.layouts.folder import components_of
+from parity.layouts.folder import Files, components_of
 from parity.layouts.packing import packed_shape
 from parity.layouts.survey import Survey, survey
 from parity.safetensors_header import shown
@@ -99,6 +99,9 @@ def find(path: Path, components: Iterable[str] = ()) -> list[tuple[str, Survey]]
         path: a model's folder, a component's, or a single file.
         components: which; all that are there where none is named.
 
+    Returns:
+        (component, headers); of one of several that cannot be read at all, the reason as its problem.
+
     Raises:
         WeightsError: there are no weights, or one that was named is not there.
     """
@@ -107,7 +110,18 @@ def find(path: Path, components: Iterable[str] = ()) -> list[tuple[str, Survey]]
     if unknown:
         raise WeightsError(f"no component {shown(unknown[0])}; known: {', '.join(COMPONENTS)}")
     there = components_of(path)
-    return [(name, survey(path, name)) for name in wanted or there]
+    if wanted or len(there) == 1:
+        return [(name, survey(path, name)) for name in wanted or there]
+    return [(name, _survey_of_several(path, name)) for name in there]
+
+
+def _survey_of_several(path: Path, component: str) -> Survey:
+    """A component of a model; where it cannot be read, the others are still to be looked at."""
+    try:
+        return survey(path, component)
+    except WeightsError as error:
+        problems = [Problem("file", text) for text in error.details or [error.message]]
+        return Survey(Files(path / component), None, problems, [])
 
 
 def check(

@@ -154,9 +154,9 @@ def write_diffusers(folder: Path, arrays, config=None, parts=3) -> Path:
 def write_every(root: Path, config=None, seed=0):
     """Layout and variant -> (path, what is expected of `locate`: layout, and (bits, group) -> layers)."""
     arrays = weights(config, seed)
-    four, mod8 = packed(arrays, 4), packed(arrays, 4, other=dict.fromkeys(MODULATION, (8, 64)))
+    four, mod8 = packed(arrays, 4), packed(arrays, 4, other={"img_mod": (8, 64)})
     mixed = packed(arrays, 4, keep=MIXED)
-    layers, mod = 5 + 1 + 28, 4
+    layers, mod = 5 + 1 + 28, CONFIG["num_layers"]
     return {
         "diffusers": (write_diffusers(root / "diffusers", arrays, config), "diffusers", {}),
         "mflux": (write_mflux(root / "mflux", arrays, None), "mflux", {}),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from layout_folders import (
     CONFIG,
-    MODULATION,
     TEXT_CONFIG,
     VAE_CONFIG,
     mflux_name,
@@ -139,7 +138,7 @@ def test_bits_differ_from_layer_to_layer(every):
     found = locate(every["mflux-new"][0])
     for name, entry in found.entries.items():
         if entry.packing:
-            assert entry.packing.bits == (8 if any(part in name for part in MODULATION) else 4)
+            assert entry.packing.bits == (8 if "img_mod" in name else 4)
 
 
 def test_the_config_decides_where_there_is_one(tmp_path, four):

@@ -12,6 +12,7 @@ from layout_folders import (
     MODULATION,
     mflux_name,
     packed,
+    save,
     save_sparse,
     weights,
     write_config,
@@ -68,8 +69,8 @@ def test_the_census_of_every_layout(every, report, variant):
 
 def test_bits_are_grouped_with_the_classes_of_layers(every, report):
     found = report(every["mflux-new"][0], 0)["transformer"]["packed"]
-    assert [(g["bits"], g["layers"]) for g in found] == [(4, 30), (8, 4)]
-    assert found[1]["classes"] == list(MODULATION)
+    assert [(g["bits"], g["layers"]) for g in found] == [(4, 32), (8, 2)]
+    assert found[1]["classes"] == ["img_mod"]
     mixed = report(every["mlx-gen-mixed"][0], 0)["transformer"]["packed"]
     assert [(g["bits"], g["layers"]) for g in mixed] == [(4, 24), (None, 10)]
 
@@ -129,6 +130,96 @@ def test_missing_extra_and_misshapen_tensors_are_all_listed(tmp_path, report):
         "missing: txt_norm.weight [192]",
         "shape: proj_out.weight is [128, 64], expected [64, 128]",
     ]
+
+
+def without_scales(folder, arrays):
+    del arrays["img_in.scales"]
+    write_mflux(folder, arrays, 4)
+
+
+def of_integers(folder, arrays):
+    arrays["img_in.bias"] = np.zeros(128, np.int32)
+    write_mflux(folder, arrays, 4)
+
+
+def twice_under_two_names(folder, arrays):
+    write_mflux(folder, arrays, 4)
+    save(folder / "2.safetensors", {"img_in.inner.bias": arrays["img_in.bias"]})
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def twice_in_two_files(folder, arrays):
+    write_mflux(folder, arrays, 4)
+    save(folder / "2.safetensors", {"img_in.bias": arrays["img_in.bias"]})
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def not_where_the_index_says(folder, arrays):
+    write_mflux(folder, arrays, 4)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["img_in.bias"] = "1.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def of_another_config(folder, arrays):
+    write_mflux(folder, arrays, 4)
+    write_config(folder, {"num_attention_heads": 2.5})
+
+
+def cut_off(folder, arrays):
+    write_mflux(folder, arrays, 4)
+    write_config(folder)
+    file = folder / "1.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def of_two_layouts(folder, arrays):
+    write_mflux(folder, arrays, 4)
+    save(folder / "2.safetensors", {"transformer_blocks.0.img_mod.1.bias": np.zeros(768, np.float32)})
+    (folder / "model.safetensors.index.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (without_scales, "packing: img_in has biases of a quantized layer, but no scales"),
+        (of_integers, "dtype: img_in.bias is I32, expected BF16, F16, F32, F64"),
+        (twice_in_two_files, "duplicate: img_in.bias is in 0.safetensors and in 2.safetensors"),
+        (twice_under_two_names, "duplicate: img_in.bias and img_in.inner.bias are both img_in.bias"),
+        (of_two_layouts, "mixed layouts"),
+        (not_where_the_index_says, "index: img_in.bias should be in 1.safetensors, it is in 0.safetensors"),
+        (of_another_config, "config: num_attention_heads is 2.5"),
+        (cut_off, "file: 1.safetensors: truncated: the header describes"),
+    ],
+)
+def test_every_other_fault_is_named(tmp_path, report, fault, said):
+    fault(tmp_path, packed(weights(), 4))
+    assert any(said in problem for problem in wrong(report, tmp_path, "--no-values"))
+
+
+def test_a_component_that_cannot_be_read_leaves_the_others_to_be_looked_at(tmp_path, report):
+    model = write_model(tmp_path, weights())
+    (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    found = report(model, 4)
+    assert {name: one["problems"] == [] for name, one in found.items()} == {
+        "transformer": True, "text_encoder": True, "vae": False,
+    }  # fmt: skip
+    assert "found no safetensors file" in found["vae"]["problems"][0]["text"]
+
+
+def test_what_was_inferred_and_resolved_is_said(every, report):
+    notes = {name: " | ".join(report(every[name][0], 0, "--no-values")["transformer"]["notes"]) for name in VARIANTS}
+    assert notes["diffusers"] == ""
+    assert "quantization_level: None, that is not quantized; 0 layers are packed" in notes["mflux"]
+    for name, layers, bits, group, others in (
+        ("mflux-4bit", 34, 4, 64, "2 bits in groups of 128 or 8 bits in groups of 32"),
+        ("mlx-gen-mixed", 24, 4, 64, "2 bits in groups of 128 or 8 bits in groups of 32"),
+        ("mflux-new", 2, 8, 64, "4 bits in groups of 128"),
+        ("mflux-8bit-32", 34, 8, 32, "2 bits in groups of 128 or 4 bits in groups of 64"),
+    ):
+        said = f"{layers} layers are read as {bits} bits in groups of {group}: their shapes also fit {others}"
+        assert said in notes[name]
+    assert all("no config.json: from the shapes, 2 blocks" in notes[name] for name in VARIANTS[1:])
 
 
 def test_values_that_are_not_finite_and_matrices_of_zeros(tmp_path, report):

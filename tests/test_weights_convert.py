@@ -269,25 +269,31 @@ def test_a_full_disk_is_found_before_anything_is_written(model, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-# Slows every write down, so that a kill meets a conversion at work.
+# Slows every write down, so that a kill meets a conversion or a quantization at work.
 SLOWLY = """
 import sys, time
+import mlx_impl.quantize as quantize
 from parity import safetensors_writer as writer, weights_convert
 def slow(*args):
     for piece in pieces(*args):
         time.sleep(0.01)
         yield piece
-pieces = writer.file_pieces
-weights_convert.file_pieces = slow
+def slow_pack(*args):
+    time.sleep(0.02)
+    return pack(*args)
+pieces, pack = writer.file_pieces, quantize.pack
+weights_convert.file_pieces, quantize.pack = slow, slow_pack
 from parity.cli import call
 print("ready", flush=True)
 sys.exit(call(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.4, 0.8])
-def test_a_killed_conversion_leaves_nothing_under_the_final_name(model, tmp_path, seconds):
-    argv = ["weights", "convert", str(model), str(tmp_path / "out"), "--to", "mflux"]
+@pytest.mark.parametrize(
+    ("command", "seconds"), [("convert", 0.0), ("convert", 0.1), ("convert", 0.8), ("quantize", 0.1), ("quantize", 0.5)]
+)
+def test_what_is_killed_leaves_nothing_under_the_final_name(model, tmp_path, command, seconds):
+    argv = ["weights", command, str(model), str(tmp_path / "out"), *(["--to", "mflux"] * (command == "convert"))]
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     partial = tmp_path / ".out.parity-partial"

@@ -48,20 +48,14 @@ def find_config(path: Path, files: Files, names: Naming) -> tuple[dict[str, Any]
 
 
 def _inferred(names: Naming) -> tuple[dict[str, Any], list[str]]:
-    """A transformer's configuration from its shapes; where that fails, what is wrong with packed layers comes first."""
+    """A transformer's configuration from its shapes."""
     found = {canonical: names.tensor(name) for canonical, name in names.plain.items()}
-    scales, problems = {}, []
+    scales = {}
     for layer, parts in names.parts.items():
-        problem = packing_problem(layer, {part: names.tensor(name) for part, name in parts.items()})
-        if problem is None:
+        if packing_problem(layer, {part: names.tensor(name) for part, name in parts.items()}) is None:
             found[f"{layer}.weight"], scales[layer] = names.tensor(parts["weight"]), names.tensor(parts["scales"])
-        else:
-            problems.append(problem)
-    try:
-        config, notes = infer_transformer(found, scales, names.marked)
-        return completed(config), notes
-    except WeightsError as error:
-        raise WeightsError(error.message, [*problems, *(error.details or [error.message])]) from None
+    config, notes = infer_transformer(found, scales, names.marked)
+    return completed(config), notes
 
 
 def read_config(file: Path, component: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from parity.errors import WeightsError
 from parity.layouts.entries import Problem
-from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, json_object, read_header, shown
+from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, json_object, printable, read_header, shown
 
 CONFIG = "config.json"
 # What the names of a component's files begin with: diffusers' own models, and those of transformers.
@@ -128,7 +128,7 @@ def check_inside(file: Path, root: Path) -> None:
             allowed.append(folder.parent.parent / "blobs")
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise WeightsError(
-            f"{file} is a link to {shown(str(real))}, outside the model's folder {root}; "
+            f"{printable(str(file))} is a link to {shown(str(real))}, outside the model's folder {root}; "
             "copy the file there, or name the folder that holds it"
         )
 
@@ -188,9 +188,9 @@ def _shard_names(files: Files, component: str) -> tuple[list[str], dict[str, str
     placed = _weight_map(index)
     count = Counter(placed.values())
     for name in sorted(set(count) - there):
-        text = f"{index.name} names {shown(name)}, which is not there ({count[name]} tensors)"
+        text = f"{shown(index.name)} names {shown(name)}, which is not there ({count[name]} tensors)"
         files.problems.append(Problem("file", text))
-    files.warnings += [f"{shown(name)} is not named by {index.name}" for name in sorted(there - set(count))]
+    files.warnings += [f"{shown(name)} is not named by {shown(index.name)}" for name in sorted(there - set(count))]
     return sorted(set(count) & there, key=_natural), placed
 
 
@@ -224,7 +224,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not isinstance(placed, dict) or not placed or not all(map(_is_plain_name, placed.values())):
             raise ValueError("weight_map does not map tensors to names of safetensors files in this folder")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{index}: {error}") from None
+        raise WeightsError(f"{printable(str(index))}: {error}") from None
     return placed
 
 

@@ -85,6 +85,8 @@ def survey(path: Path, component: str) -> Survey:
         config, more = find_config(path, files, names)
         expected = expected_shapes(config, component)
     except WeightsError as error:
+        # First what may be why no configuration follows from the shapes.
+        result.problems += _packing_problems(names)
         result.problems += [Problem("config", text) for text in error.details or [error.message]]
         return result
     notes += more
@@ -95,6 +97,17 @@ def survey(path: Path, component: str) -> Survey:
         tuple(files.shards),
     )  # fmt: skip
     return result
+
+
+def _packing_problems(names: Naming) -> list[Problem]:
+    found = (_packing_problem(layer, parts, names) for layer, parts in names.parts.items())
+    return [Problem("packing", text) for text in found if text is not None]
+
+
+def _packing_problem(layer: str, parts: Mapping[str, str], names: Naming) -> str | None:
+    """What is wrong with a quantized layer whatever its width is."""
+    stored = parts.get("weight", layer).removesuffix(".weight")
+    return packing_problem(stored, {part: names.tensor(name) for part, name in parts.items()})
 
 
 def _entries(names: Naming, expected: Shapes | None, problems: list[Problem], notes: list[str]) -> dict[str, Entry]:
@@ -126,11 +139,10 @@ def _packed(
     chosen: list[tuple[str, Reading, tuple[Reading, ...]]],
 ) -> tuple[Entry | None, str | None]:  # fmt: skip
     """The entry of a quantized layer, or what is wrong with it; neither for one that the model does not have."""
-    tensors = {part: names.tensor(name) for part, name in parts.items()}
-    problem = packing_problem(parts.get("weight", layer).removesuffix(".weight"), tensors)
+    problem = _packing_problem(layer, parts, names)
     if problem is not None:
         return None, problem
-    weight, scales, biases = tensors["weight"], tensors["scales"], tensors["biases"]
+    weight, scales, biases = (names.tensor(parts[part]) for part in ("weight", "scales", "biases"))
     true = None if expected is None else expected.get(f"{layer}.weight")
     if expected is not None and true is None:
         return None, None

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from parity.layouts.entries import Problem
+from parity.safetensors_header import printable
 from parity.weights_check import ComponentReport, PackedGroup
 
 WIDTH = 80
@@ -54,13 +56,14 @@ def _print_component(out: Console, report: ComponentReport) -> None:
     files = f"{report.files} file{'s' * (report.files != 1)}"
     facts.add_row("size", f"{files}, {size(report.file_bytes)}, {report.tensors:,} tensors, "
                           f"{_parameters(report.parameters)} parameters")  # fmt: skip
-    facts.add_row("dtypes", ", ".join(f"{dtype} {count:,}" for dtype, count in report.dtypes.items()))
+    if report.dtypes:
+        facts.add_row("dtypes", ", ".join(f"{dtype} {count:,}" for dtype, count in report.dtypes.items()))
     for group in report.packed:
-        facts.add_row(_how(group), _layers(group))
+        facts.add_row(_how(group), Text(_layers(group)))
     if report.fingerprint:
         facts.add_row("fingerprint", report.fingerprint[:32])
     for name, digest in report.sha256.items():
-        facts.add_row("sha256", Text(f"{digest}\n{_safe(name)}"))
+        facts.add_row("sha256", Text(f"{digest}\n{printable(name)}"))
     if not report.values_checked:
         facts.add_row("values", "not looked at")
     out.print(facts)
@@ -68,14 +71,15 @@ def _print_component(out: Console, report: ComponentReport) -> None:
         _print_guide(out, report)
     for style, lines in (("dim", report.notes), ("yellow", report.warnings)):
         for line in lines:
-            out.print(Text(f"  note: {_safe(line)}", style))
+            out.print(_line(f"note: {line}", style))
     _print_problems(out, report.problems)
     out.print()
 
 
 def _print_guide(out: Console, report: ComponentReport) -> None:
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 2))
-    for column in ("documented at 4 bits, group 64", "expected", "found"):
+    grid.add_column("documented at 4 bits, group 64", no_wrap=True)
+    for column in ("expected", "found"):
         grid.add_column(column, overflow="fold")
     for row in report.guide:
         found = Text("ok" if row.verdict == "ok" else row.found, _STYLE[row.verdict])
@@ -89,9 +93,14 @@ def _print_problems(out: Console, problems: Iterable[Problem]) -> None:
         kinds.setdefault(problem.kind, []).append(problem)
     for found in kinds.values():
         for problem in found[:_SHOWN]:
-            out.print(Text(f"  {_safe(str(problem))}", "red"))
+            out.print(_line(str(problem), "red"))
         if len(found) > _SHOWN:
-            out.print(Text(f"  … and {len(found) - _SHOWN} more {found[0].kind}; --format json has all", "red"))
+            out.print(_line(f"… and {len(found) - _SHOWN} more {found[0].kind}; --format json has all", "red"))
+
+
+def _line(text: str, style: str) -> Padding:
+    """A sentence that keeps its indentation where it is wrapped."""
+    return Padding(Text(printable(text), style), (0, 0, 0, 2), expand=False)
 
 
 def _how(group: PackedGroup) -> str:
@@ -99,7 +108,7 @@ def _how(group: PackedGroup) -> str:
 
 
 def _layers(group: PackedGroup) -> str:
-    return f"{group.layers:,} layers ({', '.join(map(_safe, group.classes))})"
+    return f"{group.layers:,} layer{'s' * (group.layers != 1)} ({', '.join(map(printable, group.classes))})"
 
 
 def _parameters(count: int) -> str:
@@ -107,8 +116,3 @@ def _parameters(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
     return f"{count:,}"
-
-
-def _safe(text: str) -> str:
-    """Names from files, without what a terminal would obey."""
-    return text if text.isprintable() else ascii(text)
