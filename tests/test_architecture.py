@@ -147,6 +147,23 @@ def test_the_command_line_and_the_engine_load_neither_framework_nor_matplotlib(m
     assert not loaded & {*FRAMEWORKS, "matplotlib", "reference", "mlx_impl"}
 
 
+HELP = """
+import sys
+from parity.cli import call
+assert call([*sys.argv[1:], "--help"]) == 0
+print(*sorted({module.partition(".")[0] for module in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("command", ["", "run", "generate", "weights check"])
+def test_help_loads_nothing_that_takes_seconds(command):
+    done = subprocess.run([sys.executable, "-c", HELP, *command.split()], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"parity", "cyclopts"} <= loaded
+    assert not loaded & {*FRAMEWORKS, "peft", "huggingface_hub", "matplotlib", "reference", "mlx_impl"}
+
+
 def test_no_module_of_the_toolkit_loads_a_framework():
     loaded = loaded_by()
     assert {"numpy", "matplotlib"} <= loaded

@@ -14,6 +14,7 @@ import mlx_impl  # noqa: F401 - first, since it puts the BLAS in place
 import mlx.core as mx
 # isort: on
 
+import lora_files
 import numpy as np
 import pytest
 from PIL import Image
@@ -143,6 +144,30 @@ def test_seeds_and_settings_change_the_picture(generate):
     ]
     assert len(set(pictures)) == 4
     assert pictures[0] == pictures[-1]
+
+
+def test_a_lora_changes_the_picture_and_is_named_in_it(generate, model, tmp_path):
+    made = lora_files.factors(json.loads((model / "transformer" / "config.json").read_text()))
+    path = lora_files.write(tmp_path / "style.safetensors", lora_files.tensors_of(made, "transformer", alpha=2))
+    settings, without, err = generate("a cat")
+    assert "lora" not in settings
+    settings, none, _ = generate("a cat", "--lora", f"{path}@0", "--force")
+    np.testing.assert_array_equal(none, without)
+    settings, pixels, err = generate("a cat", "--lora", f"{path}@0.8", "--force")
+    assert np.abs(pixels.astype(int) - without).mean() > 2
+    assert "lora style.safetensors: 34 of 34 pairs bound, rank 4, alpha 2, scale 0.8, dialect diffusers" in err
+    assert settings["lora"] == [
+        {
+            "name": "style.safetensors", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "scale": 0.8,
+            "dialect": "diffusers", "pairs": 34, "bound": 34, "unbound": [], "ranks": [4], "alphas": [2.0],
+        }
+    ]  # fmt: skip
+    np.testing.assert_array_equal(generate("a cat", "--lora", f"{path}@0.8", "--low-memory", "--force")[1], pixels)
+
+
+def test_a_lora_that_makes_no_picture(fails, tmp_path):
+    assert "none.safetensors: there is no such file" in fails(4, "a cat", "--lora", tmp_path / "none.safetensors")
+    assert "is no scale; expected FILE or FILE@SCALE" in fails(2, "a cat", "--lora", "x.safetensors@much")
 
 
 def test_image_to_image(generate, model, tmp_path):

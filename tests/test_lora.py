@@ -40,6 +40,7 @@ def refusal(path, tensors=None, metadata=None):
     with pytest.raises(LoraError) as raised:
         inspect(path)
     assert "\n" not in raised.value.message
+    assert raised.value.message.startswith(str(path))
     assert raised.value.exit_code == 4
     return raised.value
 
@@ -253,6 +254,15 @@ def test_the_option(tmp_path, monkeypatch):
     for wrong in ("x.safetensors@strong", "x@nan", "x@inf", "x@", "@1"):
         with pytest.raises(UsageError, match="is no scale"):
             lora.parse(wrong)
+
+
+def test_a_config_beside_the_file_that_cannot_be_read_is_an_error(tmp_path, one):
+    path = write(tmp_path, lora_files.tensors_of(one, "base_model"))
+    for content, said in ((b"{", "adapter_config.json: "), (b"[1]", "adapter_config.json: ")):
+        (tmp_path / "adapter_config.json").write_bytes(content)
+        with pytest.raises(LoraError) as raised:
+            inspect(path)
+        assert raised.value.message.startswith(f"{tmp_path}/{said}")
 
 
 def test_where_no_transformer_takes_part_a_lora_is_an_error(tmp_path, one):

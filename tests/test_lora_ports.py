@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import lora_files
 import mlx.core as mx
@@ -16,21 +17,28 @@ from pipeline_folder import write_pipeline
 import mlx_impl.lora as ours
 from mlx_impl.layers import Linear
 from mlx_impl.lora import Adapted, SidePath
-from parity import lora, verdict
+from parity import lora, model_folder, verdict
 from parity import suite as suites
 from parity.cli import call
 from parity.components import build_graph
 from parity.components.pipeline import PipelineCase
 from parity.components.transformer import TransformerCase
+from parity.layouts import locate
 from parity.layouts.lora import Adapter, LoraError
 from parity.lockstep import Lockstep, Unit, iterate
 from parity.ports import open_port
 from parity.run import Job
+from parity.runfolder import RunFolder
 from reference.port import ReferencePort
 
 CASE = TransformerCase(name="one", seed=0, images=((64, 96),), text_tokens=(5, 3), timestep=0.9)
 CONFIGS = {"transformer": CONFIG}
 BOTH = ("isolated", "accumulated")
+# Every layer can be packed in groups of 64.
+WIDE = CONFIG | {
+    "attention_head_dim": 64, "joint_attention_dim": 128, "axes_dims_rope": (8, 28, 28), "in_channels": 64,
+    "out_channels": 16,
+}  # fmt: skip
 Q, FFN = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.net.2"
 # With alpha and without: what diffusers 0.42 loads into this model. It doubles the prefix where it converts.
 READ = [
@@ -48,21 +56,42 @@ def folder(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-def file(folder, dialect="kohya", alpha=3, name="lora.safetensors", **made):
-    return lora_files.write(folder / name, lora_files.tensors_of(lora_files.factors(CONFIG, **made), dialect, alpha))
+@pytest.fixture(scope="module", params=["4", "8"])
+def packed(request, folder, tmp_path_factory):
+    """A quantized model, wide enough for groups."""
+    root = tmp_path_factory.mktemp("packed")
+    write_checkpoint(root / "whole", **WIDE)
+    assert call(["weights", "quantize", str(root / "whole"), str(root / "q"), "--bits", request.param]) == 0
+    return root / "q"
 
 
-def judged(folder, adapters, dtype):
+def file(folder, dialect="kohya", alpha=3, name="lora.safetensors", config=CONFIG, **made):
+    return lora_files.write(folder / name, lora_files.tensors_of(lora_files.factors(config, **made), dialect, alpha))
+
+
+def judged(folder, adapters, dtype, config=CONFIG):
     """Mode -> checkpoint -> row."""
-    graph = build_graph(CASE.graph(CONFIGS, "full"))
+    configs = {"transformer": config}
+    graph = build_graph(CASE.graph(configs, "full"))
     unit = Unit(CASE, dtype, BOTH, graph, draws=2)
     lockstep = Lockstep(unit, open_port("reference"), open_port("mlx_impl"), folder, adapters)
-    results = [one for _, _, one in iterate(lockstep, lockstep.start(CASE.inputs(CONFIGS, dtype)), 0)]
+    results = [one for _, _, one in iterate(lockstep, lockstep.start(CASE.inputs(configs, dtype)), 0)]
     rows = {mode: [row for result in results for row in result.rows[mode]] for mode in BOTH}
     return {
         mode: {row["name"]: row for row in verdict.judge(rows[mode], graph, isolated=mode == "isolated")}
         for mode in BOTH
     }
+
+
+def outcome(port, folder, adapters, config=CONFIG):
+    """What comes out at the end."""
+    session = open_port(port).open(folder, dtype="float32", adapters=adapters)
+    state = CASE.inputs({"transformer": config}, "float32")
+    for stage in session.stages:
+        session.load(stage)
+        state, _ = session.run(stage, state, ())
+        session.free(stage)
+    return state["sample"]
 
 
 def sources(rows):
@@ -76,6 +105,30 @@ def test_every_dialect_is_at_parity_with_diffusers(tmp_path, folder, dialect, al
     path = file(tmp_path, dialect, alpha, dtype=torch.bfloat16)
     for rows in judged(folder, [Adapter(path, 0.7)], dtype).values():
         assert {row["verdict"] for row in rows.values()} == {"match"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_packed_weights_it_is_at_parity(tmp_path, packed, dtype):
+    path = file(tmp_path, config=WIDE, dtype=torch.bfloat16)
+    assert {packing is None for packing in packings(packed)} == {False}
+    for rows in judged(packed, [Adapter(path, 0.7)], dtype, WIDE).values():
+        assert {row["verdict"] for row in rows.values()} == {"match"}
+
+
+def packings(folder):
+    entries = locate(folder).entries
+    return [entries[f"{layer}.weight"].packing for layer in lora.linear_layers(WIDE)]
+
+
+@pytest.mark.parametrize("port", ["reference", "mlx_impl"])
+def test_it_changes_the_outcome_and_with_scale_0_it_does_not(tmp_path, folder, packed, port):
+    for model, config in ((folder, CONFIG), (packed, WIDE)):
+        path = file(tmp_path, config=config)
+        without, none, whole = (
+            outcome(port, model, adapters, config) for adapters in ([], [Adapter(path, 0.0)], [Adapter(path)])
+        )
+        np.testing.assert_array_equal(none, without)
+        assert np.sqrt(np.mean((whole - without) ** 2) / np.mean(without**2)) > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -117,6 +170,18 @@ def test_a_fault_in_one_layer_is_found_exactly_there(tmp_path, folder, monkeypat
     monkeypatch.setattr(ours, "_factors", faulty)
     for mode, rows in judged(folder, [Adapter(path)], "float32").items():
         assert sources(rows) == [where], mode
+
+
+def test_a_dropped_alpha_is_found_exactly_there_on_packed_weights(tmp_path, packed, monkeypatch):
+    path = file(tmp_path, alpha=2, config=WIDE)
+    right = ours._factors
+
+    def faulty(stored, pair):
+        return right(stored, replace(pair, alpha=None) if FFN.replace(".", "_") in pair.down else pair)
+
+    monkeypatch.setattr(ours, "_factors", faulty)
+    for mode, rows in judged(packed, [Adapter(path)], "float32", WIDE).items():
+        assert sources(rows) == ["block.01.img.ffn"], mode
 
 
 @pytest.mark.parametrize(("dialect", "alpha"), NOT_READ)
@@ -235,6 +300,18 @@ def test_a_run_says_what_was_bound_and_resumes_only_with_the_same_file(tmp_path,
         for texts in ([], [str(path)], [f"{path}@0.5"], [str(file(tmp_path, alpha=2, name="other.safetensors"))])
     ]
     assert all(plans.count(plan) == 1 for plan in plans)
+
+
+def test_a_run_that_was_cut_off_is_not_taken_up_with_another_lora(tmp_path, folder, capsys):
+    path, suite, out = file(tmp_path), write_suite(tmp_path), tmp_path / "run"
+    model = model_folder.inspect(folder, ("transformer",))
+    begun = Job(suites.load(str(suite)), model, "mlx_impl", loras=lora.inspect([f"{path}@0.5"], CONFIG))
+    RunFolder.open(out, begun.plan(model.fingerprint()))
+    argv = ["run", str(suite), "--weights", str(folder), "--out", str(out), "--jobs", "1"]
+    for other in ((), ("--lora", str(path)), ("--lora", f"{path}@0.6")):
+        assert call([*argv, *other]) == 2
+        assert "holds an unfinished run of another plan" in capsys.readouterr().err
+    assert call([*argv, "--lora", f"{path}@0.5"]) == 0
 
 
 def test_a_file_without_a_binding_ends_a_run_with_4(tmp_path, folder, capsys):

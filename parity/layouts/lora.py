@@ -125,9 +125,7 @@ def bind_file(path: Path, modules: Mapping[str, tuple[int, int]]) -> Binding:
     try:
         header = read_header(path)
         return bind(header, modules, _beside(path))
-    except LoraError:
-        raise
-    except WeightsError as error:
+    except WeightsError as error:  # which names the file without its folder
         raise LoraError(f"{path.parent / error.message}", error.details) from None
 
 
@@ -285,7 +283,7 @@ def _beside(path: Path) -> Mapping[str, Any] | None:
             raise ValueError(f"larger than {HEADER_LIMIT} bytes")
         return json_object(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise LoraError(f"{file}: {error}") from None
+        raise LoraError(f"{file.name}: {error}") from None
 
 
 def _config(header: Shard, beside: Mapping[str, Any] | None, stems: Iterable[str]) -> Mapping[str, Any]:
