@@ -39,7 +39,7 @@ def _print(findings: list[Finding], ready: bool) -> None:
     out = Console(width=80, highlight=False)
     for section in dict.fromkeys(finding.section for finding in findings):
         grid = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
-        for width in (7, 14, None):
+        for width in (7, 15, None):
             grid.add_column(width=width, overflow="fold")
         for one in (finding for finding in findings if finding.section == section):
             wanted = f" (required: {one.required})" if one.required and one.status != "ok" else ""
