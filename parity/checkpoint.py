@@ -22,7 +22,7 @@ import numpy as np
 from parity.errors import WeightsError
 from parity.layouts import Located
 from parity.layouts.survey import survey
-from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, and_more, json_object, shown
+from parity.safetensors_header import Shard, Tensor, and_more, json_file, shown
 from parity.safetensors_writer import file_pieces
 
 SYNTHETIC_FILE = "parity-synthetic.json"
@@ -64,11 +64,6 @@ class Checkpoint:
     def layout(self) -> str:
         """``diffusers``, ``mflux``, ``mlx-rs`` or ``single``."""
         return self.located.layout
-
-    @cached_property
-    def config_hash(self) -> str:
-        """SHA-256 of the completed configuration."""
-        return _hash_of(self.config)
 
     @cached_property
     def parameters(self) -> int:
@@ -124,7 +119,7 @@ def synthetic_preset(root: Path, shards: Iterable[Shard] = ()) -> str | None:
     if not file.exists():
         return None
     try:
-        preset = json_object(file.read_bytes()[:HEADER_LIMIT]).get("preset")
+        preset = json_file(file).get("preset")
     except (OSError, ValueError):
         return "unknown"
     return preset if isinstance(preset, str) and preset else "unknown"

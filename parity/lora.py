@@ -13,7 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from parity.checkpoint import count_non_finite
+from parity import layer_classes
+from parity.checkpoint import Values, count_non_finite
 from parity.errors import MissingPackageError, UsageError
 from parity.layouts.lora import Adapter, Binding, LoraError, bind_file, nearest_line
 from parity.safetensors_header import Tensor, and_more, shown
@@ -133,13 +134,9 @@ def check_reference_can() -> None:
 
 
 def linear_layers(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Linear layer of a transformer -> (outputs, inputs). Norms and tables have no bias."""
-    tensors = expected_tensors(config)
-    return {
-        name.removesuffix(".weight"): shape
-        for name, shape in tensors.items()
-        if name.endswith(".weight") and f"{name.removesuffix('.weight')}.bias" in tensors
-    }
+    """Linear layer of a transformer -> (outputs, inputs)."""
+    shapes = expected_tensors(config)
+    return {layer: shapes[f"{layer}.weight"] for layer in layer_classes.linear_layers(shapes)}
 
 
 def _inspect(adapter: Adapter, layers: Mapping[str, tuple[int, int]]) -> LoraFile:
@@ -172,10 +169,10 @@ def _check_finite(path: Path, binding: Binding) -> tuple[str, ...]:
         for key in (pair.down, pair.up):
             tensor = binding.header.tensors[key]
             nan, inf, peak = count_non_finite(data[tensor.start : tensor.stop], tensor.dtype)
-            if nan or inf:
-                counts = " and ".join(f"{n} {what}" for n, what in ((nan, "NaN"), (inf, "infinite")) if n)
-                problems.append(f"non-finite: {shown(key)}: {counts} of {math.prod(tensor.shape)} values")
-            elif not peak and key == pair.up:
+            values = Values(key, math.prod(tensor.shape), nan, inf, zero=not peak)
+            if values.non_finite:
+                problems.append(f"non-finite: {values.non_finite}")
+            elif values.zero and key == pair.up:
                 zero.append(layer)
     if problems:
         raise LoraError(f"{path}: {problems[0]}{and_more(problems)}", problems)

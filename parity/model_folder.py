@@ -11,7 +11,6 @@ Only what a suite needs is looked at. The transformer's folder alone is a model 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from parity import checkpoint as checkpoints
 from parity.checkpoint import Checkpoint
 from parity.errors import WeightsError
-from parity.safetensors_header import HEADER_LIMIT, json_object, shown
+from parity.safetensors_header import json_file, shown
 
 MODEL_INDEX = "model_index.json"
 CONFIG_FILE = {
@@ -173,9 +172,7 @@ def _lack_hint(path: Path, missing: list[str]) -> str:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > HEADER_LIMIT:
-            raise ValueError(f"{file.stat().st_size} bytes, against a limit of {HEADER_LIMIT}")
-        return json_object(file.read_bytes())
+        return json_file(file)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file}: {error}") from None
 
@@ -195,8 +192,8 @@ def _pipeline_class(path: Path) -> str | None:
         file = folder / MODEL_INDEX
         if file.is_file():
             try:
-                name = json.loads(file.read_bytes()[:HEADER_LIMIT]).get("_class_name")
-            except (ValueError, AttributeError):
+                name = json_file(file).get("_class_name")
+            except (OSError, ValueError):
                 return None
             return name if isinstance(name, str) else None
     return None

@@ -7,6 +7,7 @@ memory is not read a second time only to find that its weights are finite.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.checkpoint import Checkpoint, count_non_finite
+from parity.checkpoint import Checkpoint, Values, count_non_finite
 from parity.errors import WeightsError
 from parity.layouts.survey import FLOATS
 from parity.safetensors_header import Tensor, and_more, shown
@@ -99,8 +100,8 @@ class Prefetcher:
                         nan, inf = nan + found[0], inf + found[1]
         except OSError as error:
             return f"{shown(piece.path.name)}: cannot be read: {error.strerror}"
-        counts = " and ".join(f"{n} {what}" for n, what in ((nan, "NaN"), (inf, "infinite")) if n)
-        return f"non-finite: {shown(piece.name)}: {counts}" if counts else None
+        wrong = Values(piece.name, math.prod(tensor.shape), nan, inf, zero=False).non_finite
+        return f"non-finite: {wrong}" if wrong else None
 
 
 def _fill(file: FileIO, part: np.ndarray) -> bool:

@@ -87,6 +87,19 @@ def _header_problem(size: int, length: int, start: bytes) -> str:
     return f"truncated or no safetensors file: a header of {length} bytes is announced, against {where}"
 
 
+def json_file(path: Path) -> dict[str, Any]:
+    """`json_object` of a file, which must be no larger than a header may be.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: too large, or no such object.
+    """
+    size = path.stat().st_size
+    if size > HEADER_LIMIT:
+        raise ValueError(f"{size} bytes, against a limit of {HEADER_LIMIT}")
+    return json_object(path.read_bytes())
+
+
 def json_object(raw: bytes) -> dict[str, Any]:
     """Parse a JSON object in which no key comes twice, at any depth."""
 

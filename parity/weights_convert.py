@@ -29,7 +29,6 @@ from parity.safetensors_writer import OutTensor, file_pieces, split, write_file
 from parity.staging import check_room, staged
 from parity.transformer_shape import CLASS_NAME
 
-LAYOUTS = (rules.DIFFUSERS, rules.MFLUX, rules.MLX_RS, rules.SINGLE)
 # The release of mflux whose files have this form; its loader wants the key, whatever it says.
 MFLUX_VERSION = "0.18.0"
 LARGEST = {rules.DIFFUSERS: 5 * 10**9, rules.MFLUX: 2 << 30, rules.MLX_RS: 2 << 30}

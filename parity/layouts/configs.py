@@ -15,7 +15,7 @@ from parity.layouts.infer import infer_transformer
 from parity.layouts.naming import Naming, canonical_shape
 from parity.layouts.packing import packing_problem
 from parity.layouts.published import PUBLISHED
-from parity.safetensors_header import HEADER_LIMIT, json_object
+from parity.safetensors_header import json_file
 from parity.text_shape import expected_text_tensors, is_optional, is_text_encoder
 from parity.transformer_shape import TransformerShape, expected_tensors
 from parity.vae_shape import expected_vae_tensors, is_vae
@@ -65,9 +65,7 @@ def read_config(file: Path, component: str) -> dict[str, Any]:
         WeightsError: unreadable, or not a configuration of this model.
     """
     try:
-        if file.stat().st_size > HEADER_LIMIT:
-            raise ValueError(f"{file.stat().st_size} bytes, against a limit of {HEADER_LIMIT}")
-        raw = json_object(file.read_bytes())
+        raw = json_file(file)
     except (OSError, ValueError) as error:
         raise WeightsError(f"{file}: {error}") from None
     return completed(raw) if component == "transformer" else raw
@@ -99,9 +97,7 @@ def expected_shapes(config: Mapping[str, Any], component: str) -> Shapes | None:
 def _is_of(file: Path, component: str) -> bool:
     """Whether a config that lies beside a single file is one of the component; it may be anything's."""
     try:
-        if file.stat().st_size > HEADER_LIMIT:
-            return False
-        raw = json_object(file.read_bytes())
+        raw = json_file(file)
     except (OSError, ValueError):
         return False
     known = {"transformer": lambda c: c.get("_class_name") == "QwenImageTransformer2DModel", "vae": is_vae,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from parity.errors import WeightsError
 from parity.layouts.entries import Problem
-from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, json_object, printable, read_header, shown
+from parity.safetensors_header import Shard, Tensor, json_file, printable, read_header, shown
 
 CONFIG = "config.json"
 # What the names of a component's files begin with: diffusers' own models, and those of transformers.
@@ -218,9 +218,7 @@ def _natural(name: str) -> tuple[int, str]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        if index.stat().st_size > HEADER_LIMIT:
-            raise ValueError(f"larger than {HEADER_LIMIT} bytes")
-        placed = json_object(index.read_bytes()).get("weight_map")
+        placed = json_file(index).get("weight_map")
         if not isinstance(placed, dict) or not placed or not all(map(_is_plain_name, placed.values())):
             raise ValueError("weight_map does not map tensors to names of safetensors files in this folder")
     except (OSError, ValueError) as error:

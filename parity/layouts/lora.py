@@ -26,7 +26,7 @@ from typing import Any
 
 from parity.errors import WeightsError
 from parity.layouts.rules import MFLUX, MLX_RS, rules_of, to_stored
-from parity.safetensors_header import HEADER_LIMIT, Shard, Tensor, and_more, json_object, read_header, shown
+from parity.safetensors_header import Shard, Tensor, and_more, json_file, json_object, read_header, shown
 
 PEFT, KOHYA, BARE = "PEFT", "kohya", "without prefix"
 # Prefix of dotted names -> the dialect that it speaks for.
@@ -279,9 +279,7 @@ def _beside(path: Path) -> Mapping[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        if file.stat().st_size > HEADER_LIMIT:
-            raise ValueError(f"larger than {HEADER_LIMIT} bytes")
-        return json_object(file.read_bytes())
+        return json_file(file)
     except (OSError, ValueError) as error:
         raise LoraError(f"{file.name}: {error}") from None
 
