@@ -5,7 +5,7 @@ B batch, N tokens of one stream, L image tokens, S text tokens, D width, H heads
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -102,6 +102,25 @@ class GELU(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return ops.gelu_tanh(self.proj(x))
+
+
+def owner_of(module: Any, path: str) -> tuple[Any, Any]:
+    """What holds a part of a module, which is a module or a list, and the part's name or index in it.
+
+    Args:
+        module: where the path begins.
+        path: dotted, with numbers for places in lists, as in a checkpoint's keys.
+    """
+    *parents, name = (int(part) if part.isdecimal() else part for part in path.split("."))
+    for part in parents:
+        module = module[part]
+    return module, name
+
+
+def module_at(module: Any, path: str) -> Any:
+    """The part of a module at a path; see `owner_of`."""
+    owner, name = owner_of(module, path)
+    return owner[name]
 
 
 def chain(layers: list[nn.Module], x: mx.array) -> mx.array:

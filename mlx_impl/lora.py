@@ -12,7 +12,7 @@ B batch, N tokens, I inputs, O outputs, r rank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,7 +20,7 @@ import mlx.nn as nn
 from parity.layouts.lora import Adapter, Pair, bind_file
 
 from . import ops
-from .layers import Linear, QuantizedLinear
+from .layers import Linear, QuantizedLinear, owner_of
 
 
 class SidePath(NamedTuple):
@@ -91,7 +91,7 @@ class Adapters:
                     sides.setdefault(layer, []).append(SidePath(down, up, adapter.scale * pair.multiplier))
         mx.eval([[side.down, side.up] for of_layer in sides.values() for side in of_layer])
         for layer, of_layer in sides.items():
-            owner, name = _owner(model, layer)
+            owner, name = owner_of(model, layer)
             owner[name] = Adapted(owner[name], of_layer)
 
 
@@ -121,11 +121,3 @@ def _split(scale: float) -> tuple[float, float]:
     while down * 2 < up:
         down, up = down * 2, up / 2
     return down, up
-
-
-def _owner(module: Any, path: str) -> tuple[Any, Any]:
-    """What holds a layer, a module or a list, and the layer's name or index in it."""
-    *parents, name = (int(part) if part.isdigit() else part for part in path.split("."))
-    for part in parents:
-        module = module[part]
-    return module, name

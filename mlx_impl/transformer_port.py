@@ -15,6 +15,7 @@ import numpy as np
 
 from parity.layouts.lora import Adapter
 
+from .layers import module_at
 from .lora import Adapters
 from .session import StagedSession
 from .transformer import QwenImageTransformer2DModel, Streams
@@ -49,7 +50,7 @@ class TransformerSession(StagedSession):
             self.free_stage(stage)  # base weights are loaded into plain layers
         for prefix in self._prefixes(stage):
             pack_layers(self._model, self._checkpoint, f"{prefix}.")
-            load_part(self._part(prefix), self._checkpoint, prefix, self.dtype, self.hold)
+            load_part(module_at(self._model, prefix), self._checkpoint, prefix, self.dtype, self.hold)
         self._adapters.attach(self._model, self.dtype, self.hold, self._prefixes(stage))
 
     def free_stage(self, stage: str) -> None:
@@ -103,7 +104,3 @@ class TransformerSession(StagedSession):
         if stage in self._index:
             return (f"transformer_blocks.{self._index[stage]}",)
         return {"embed": EMBED_PARTS, "head": HEAD_PARTS}[stage]
-
-    def _part(self, prefix: str) -> Any:
-        head, _, index = prefix.partition(".")
-        return self._model[head][int(index)] if index else self._model[head]

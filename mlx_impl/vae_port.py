@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from parity.tap import tap
 
+from .layers import module_at
 from .session import StagedSession
 from .vae import AutoencoderKLQwenImage, Moments, VaeShards
 from .weights import load_part
@@ -57,13 +57,13 @@ class VaeSession(StagedSession):
     def load_stage(self, stage: str) -> None:
         """See `StagedSession.load_stage`."""
         for path in self._stages[stage].parts:
-            load_part(_module_at(self._model, path), self._shards, path, self.dtype, self.hold)
+            load_part(module_at(self._model, path), self._shards, path, self.dtype, self.hold)
 
     def free_stage(self, stage: str) -> None:
         """See `StagedSession.free_stage`."""
         fresh = AutoencoderKLQwenImage(self._shards.config)
         for path in self._stages[stage].parts:
-            _module_at(self._model, path).update(_module_at(fresh, path).parameters())
+            module_at(self._model, path).update(module_at(fresh, path).parameters())
 
     def show(self, name: str, value: mx.array) -> mx.array:
         """See `StagedSession.show`."""
@@ -106,13 +106,6 @@ def _stages(model: AutoencoderKLQwenImage) -> dict[str, Stage]:
         **up,
         "vae.decode.head": Stage(("decoder.norm_out", "decoder.conv_out"), "sample", decode_head),
     }
-
-
-def _module_at(model: nn.Module, path: str) -> nn.Module:
-    found: Any = model
-    for name in path.split("."):
-        found = found[int(name)] if isinstance(found, list) else found[name]
-    return found
 
 
 def _channels_first(x: mx.array) -> mx.array:

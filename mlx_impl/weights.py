@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from parity.layouts import Entry, locate
 
-from .layers import QuantizedLinear
+from .layers import QuantizedLinear, owner_of
 from .transformer import QwenImageTransformer2DModel, TransformerConfig
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -166,11 +165,7 @@ def pack_layers(model: nn.Module, checkpoint: Shards, prefix: str = "", *, base:
         path = key.removeprefix(base).removesuffix("weight").rstrip(".")
         if entry.packing is None or not path:
             continue
-        *parents, name = path.split(".")
-        parent: Any = model
-        for part in parents:
-            parent = parent[int(part) if part.isdecimal() else part]
-        place = int(name) if name.isdecimal() else name
+        parent, place = owner_of(model, path)
         layer = parent[place]
         if not hasattr(layer, "to_quantized") and not isinstance(layer, QuantizedLinear):
             raise ValueError(f"{checkpoint.folder}: {key} is packed, and this model has no packed layer there")

@@ -60,7 +60,7 @@ def entries(run: Mapping[str, Any]) -> list[Entry]:
 
 
 def first(run: Mapping[str, Any]) -> list[Entry]:
-    """Of the first case that has a budget, the entries of its last dtype, isolated mode first."""
+    """Of the first case that has a budget, the entries of its last dtype, isolated mode first; none without one."""
     found = entries(run)
     mine = [entry for entry in found if entry["name"] == found[0]["name"]]
     mine = [entry for entry in mine if entry["dtype"] == mine[-1]["dtype"]]
@@ -106,7 +106,7 @@ def at(entry: Entry, name: str) -> Parts | None:
 def table(run: Mapping[str, Any]) -> list[dict[str, str]]:
     """The budget in short, figures as text: a line a class of layers, and the outputs."""
     lines = []
-    for entry in first(run) if entries(run) else []:
+    for entry in first(run):
         if entry["mode"] == "isolated":
             lines += [_line(name, parts) for name, parts in by_class(entry).items()]
             for stream, blocks in by_block(entry).items():

@@ -21,6 +21,7 @@ from parity.checkpoint import Checkpoint
 from parity.components.base import DTYPES
 from parity.errors import ResourceError
 from parity.lockstep import Unit
+from parity.memory import spell
 from parity.model_folder import ModelFolder
 from parity.prefetch import number_in
 from parity.safetensors_header import DTYPE_BYTES
@@ -54,13 +55,11 @@ class Estimate:
 
     Attributes:
         peak_bytes: largest resident size.
-        weight_bytes: of that, one stage's weights.
         seconds: None where the component's work is not known, or it does not run on the CPU.
         passes: side -> passes through the model.
     """
 
     peak_bytes: int
-    weight_bytes: int
     seconds: float | None
     passes: Mapping[str, int]
 
@@ -91,7 +90,7 @@ def estimate(
     if work is not None and rates is not None:
         computing = arithmetic(unit, model, level, rates, original=original) / EFFICIENCY
         seconds = max(computing, sum(one.nbytes for one in folders.values()) / rates.read)
-    return Estimate(int((FRAMEWORKS + weights + arrays) * SLACK), weights, seconds, passes)
+    return Estimate(int((FRAMEWORKS + weights + arrays) * SLACK), seconds, passes)
 
 
 def _passes(unit: Unit, original: bool = False) -> dict[str, int]:
@@ -163,11 +162,6 @@ def _ways_out(peak: Callable[..., int], jobs: int) -> Iterator[tuple[str, int]]:
     if jobs > 1:
         yield "--jobs 1", peak(jobs=1)
     yield "--truth float32 --jobs 1", peak(lambda unit: replace(unit, truth="float32"), 1)
-
-
-def spell(size: float) -> str:
-    """A size for people: 1.7 GiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 1 << 30 else f"{size / 2**20:.0f} MiB"
 
 
 def measure_rates(model: ModelFolder) -> Rates:

@@ -8,14 +8,13 @@ for them, and what a failure means in one line. Nothing that could hold a pickle
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parity.disk import free_on, room_for
 from parity.errors import ParityError, ResourceError, UsageError, WeightsError
-from parity.runfolder import room_for
 from parity.safetensors_header import shown
 
 # Folders of a pipeline; what a command does not name is not fetched.
@@ -254,8 +253,7 @@ def _snapshot(hub_id: HubId, root: Path, files: Sequence[str]) -> Snapshot:
 
 
 def _check_room(hub_id: HubId, cache: Path, need: int) -> None:
-    there = next(parent for parent in (cache, *cache.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    free = free_on(cache)
     if free < need:
         raise ResourceError(
             f"{hub_id}: {need / 2**30:,.1f} GiB have to be downloaded, {free / 2**30:,.1f} GiB are free in {cache}; "

@@ -1,4 +1,4 @@
-"""How much memory this process has used at most, and how much it may still take."""
+"""How much memory this process has used at most, how much it may still take, and sizes in words."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def peak() -> int:
                 return int(line.split()[1]) * 1024
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else largest * 1024
+
+
+def spell(size: int) -> str:
+    """A number of bytes for people: 1.7 GiB."""
+    for unit, scale in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << scale:
+            return f"{size / (1 << scale):,.1f} {unit}"
+    return f"{size} bytes"
 
 
 def give_back() -> None:

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
+from parity.disk import room_for
 from parity.errors import OutputExistsError, UsageError
-from parity.runfolder import room_for
 from parity.safetensors_header import shown
 
 # None of these decoders starts another program, as Pillow does for PostScript.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import platform
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -19,6 +18,8 @@ import psutil
 
 from parity import memory, result, run_pictures, trace, workers
 from parity.components import build_graph
+from parity.components.base import Case
+from parity.disk import free_on
 from parity.errors import ResourceError
 from parity.lockstep import Chains, Lockstep, StageResult, Unit, iterate
 from parity.lora import LoraFile
@@ -186,7 +187,7 @@ def _stages(
     job: Job, unit: Unit, lockstep: Lockstep, chains: Chains, done: int
 ) -> Iterator[tuple[str, Chains, StageResult]]:
     """`parity.lockstep.iterate`, with the weights of a large model read one stage ahead."""
-    if not streams(job.model, [unit]):
+    if not streams(job.model, [unit.case]):
         yield from iterate(lockstep, chains, done)
         return
     with Prefetcher(job.model.checkpoints, lockstep.stages) as ahead:
@@ -198,9 +199,9 @@ def _stages(
             memory.give_back()
 
 
-def streams(model: ModelFolder, units: Sequence[Unit]) -> bool:
+def streams(model: ModelFolder, cases: Iterable[Case]) -> bool:
     """Whether weights are looked at while they are used: they are many, and every stage has its own."""
-    return model.nbytes > LARGE_BYTES and all(unit.case.streamed for unit in units)
+    return model.nbytes > LARGE_BYTES and all(case.streamed for case in cases)
 
 
 def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
@@ -265,8 +266,7 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
 
 def _check_room(path: Path, units: list[Unit]) -> None:
     need = sum(len(unit.graph.expected) * len(unit.modes) for unit in units) * BYTES_PER_ROW
-    there = next(parent for parent in (path, *path.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    free = free_on(path)
     if free < need:
         raise ResourceError(
             f"{path}: the run writes about {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free; "

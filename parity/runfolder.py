@@ -14,13 +14,11 @@ was cut off, and are dropped.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from parity.errors import OutputExistsError, ResourceError, UsageError
+from parity.disk import room_for
+from parity.errors import OutputExistsError, UsageError
 
 Chains = dict[str, dict[str, np.ndarray]]
 SCHEMA = 2
@@ -94,19 +93,6 @@ def read_run(folder: Path) -> dict[str, Any]:
         found = run.get("schema") if isinstance(run, dict) else None
         raise UsageError(f"{path}: schema {found!r}, this version reads {SCHEMA}")
     return run
-
-
-@contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into one line that says so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"no room on the disk of {path.parent}; free some or choose another --out") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
-        raise
 
 
 class RunFolder:

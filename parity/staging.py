@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from parity.disk import free_on
 from parity.errors import OutputExistsError, ResourceError, UsageError
 
 # What a folder of weights may hold at its top; --force replaces nothing else.
@@ -65,7 +66,7 @@ def check_room(parent: Path, needed: int) -> None:
     Raises:
         ResourceError: less is free.
     """
-    free = shutil.disk_usage(parent).free
+    free = free_on(parent)
     if free < needed:
         raise ResourceError(
             f"{parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; "

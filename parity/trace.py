@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from parity.runfolder import room_for, write_json
+from parity.disk import room_for
+from parity.runfolder import write_json
 from parity.stats import ArrayStats
 
 SCHEMA = 1

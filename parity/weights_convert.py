@@ -19,11 +19,11 @@ import numpy as np
 from parity import checkpoint as checkpoints
 from parity.checkpoint import SYNTHETIC_FILE, SYNTHETIC_KEY, Checkpoint
 from parity.dequantize import NUMPY, dequantized_rows
+from parity.disk import room_for
 from parity.errors import UsageError, WeightsError
 from parity.layouts import Entry, Place, rules
 from parity.layouts.folder import CONFIG, check_inside, components_of
 from parity.layouts.infer import infer_transformer
-from parity.runfolder import room_for
 from parity.safetensors_header import Tensor
 from parity.safetensors_writer import OutTensor, file_pieces, split, write_file
 from parity.staging import check_room, staged

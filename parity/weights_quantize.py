@@ -26,8 +26,9 @@ from parity.safetensors_writer import OutTensor
 
 # weight, bits, group size, dtype of scales -> words, scales, biases.
 Packer = Callable[[np.ndarray, int, int, str], tuple[np.ndarray, np.ndarray, np.ndarray]]
-_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
-_STORED = {name: kind for kind, name in _DTYPES.items() if kind != "F64"}
+# Stored dtype of a weight -> what MLX packs it in, and what it then stores scales and biases in.
+PACKED_AS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
+STORED = {name: kind for kind, name in PACKED_AS.items() if kind != "F64"}
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Pack:
             entry: of its weight.
             read: gives the weight, O I.
         """
-        dtype = self.scales_dtype or _DTYPES[entry.dtype]
+        dtype = self.scales_dtype or PACKED_AS[entry.dtype]
         words, scales = packed_shape(entry.true_shape, self.bits, self.group_size)
         made: list[np.ndarray] = []
 
@@ -229,7 +230,7 @@ class Pack:
                 made.extend(reversed(self.pack(np.asarray(read()), self.bits, self.group_size, dtype)))
             yield np.ascontiguousarray(made.pop()).reshape(-1).view(np.uint8).data
 
-        kind = _STORED[dtype]
+        kind = STORED[dtype]
         return [
             OutTensor(f"{layer}.weight", "U32", words, pieces),
             OutTensor(f"{layer}.scales", kind, scales, pieces),

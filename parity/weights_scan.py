@@ -16,7 +16,9 @@ import numpy as np
 from parity.layer_classes import CLASSES, class_of, linear_layers
 from parity.layouts import Entry
 from parity.layouts.packing import packed_shape
+from parity.names import block_stage
 from parity.ports import Session, State
+from parity.prefetch import number_in
 from parity.safetensors_header import DTYPE_BYTES
 from parity.stats import error
 
@@ -128,10 +130,10 @@ def _run_quantized(
 
 def stage_of(layer: str) -> str:
     """The stage of the transformer that a layer belongs to."""
-    head, _, rest = layer.partition(".")
-    if head == "transformer_blocks":
-        return f"block.{int(rest.partition('.')[0]):02d}"
-    return "head" if head in ("norm_out", "proj_out") else "embed"
+    number = number_in(layer)
+    if number is not None:
+        return block_stage(number)
+    return "head" if layer.startswith(("norm_out", "proj_out")) else "embed"
 
 
 def costs(

@@ -106,7 +106,7 @@ def test_the_command_refuses_before_it_computes(tmp_path, monkeypatch, capsys):
     assert call(["run", "--weights", str(folder), "--case", "square", "--out", str(tmp_path / "out")]) == 4
     said = capsys.readouterr().err
     assert "not enough memory" in said
-    assert "1 MiB available" in said
+    assert "1.0 MiB available" in said
     assert not (tmp_path / "out").exists()
 
 

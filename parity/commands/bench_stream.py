@@ -15,7 +15,7 @@ from parity.bench_stream import Setting, Streamed
 from parity.commands.bench import Candidate, Force, Out, free, save
 from parity.commands.weights_option import find_model
 from parity.components.transformer import TransformerCase
-from parity.estimate import spell
+from parity.memory import spell
 from parity.ports import environment, open_port
 
 _SIDES = ("truth", "reference", "candidate")

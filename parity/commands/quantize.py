@@ -16,7 +16,7 @@ from parity.commands.weights import bar
 from parity.commands.weights_option import find_model
 from parity.errors import EXIT_PARITY
 from parity.layer_classes import in_general
-from parity.reporters.weights import size
+from parity.memory import spell
 from parity.weights_quantize import Quantization, rules_for
 
 
@@ -79,4 +79,4 @@ def _print(found: Quantization, target: Path) -> None:
         width = next(w for name, w in found.choice.odd.items() if in_general([name]) == [layer])
         out.print(Text(f"not packed: {layer}, whose width {width} its group size does not divide", "dim"))
     saved = 1 - found.after / found.before
-    out.print(Text(f"{target}: {size(found.before)} → {size(found.after)} (−{saved:.0%})"), soft_wrap=True)
+    out.print(Text(f"{target}: {spell(found.before)} → {spell(found.after)} (−{saved:.0%})"), soft_wrap=True)

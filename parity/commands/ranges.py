@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from parity import trace
+from parity.disk import room_for
 from parity.errors import EXIT_DIVERGENCE, EXIT_INCOMPLETE, EXIT_PARITY, OutputExistsError, UsageError
 from parity.rangetable import RangeRow, RangeTable
-from parity.runfolder import read_run, room_for
+from parity.runfolder import read_run
 
 WIDTH = 80
 STYLE = {"inside": "green", "outside": "bold red", "absent": "bold yellow", "not checked": "dim"}

@@ -79,12 +79,11 @@ def run(
     """
     chosen = suites.load(suite or "default").narrowed(case, dtype, detail, inside)
     err = Console(stderr=True, highlight=False)
-    model = open_model(
-        weights or chosen.weights, chosen.folders, err, later=lambda found: streams(found, Job(chosen, found, "").units)
-    )
+    planned = [one.case for one in chosen.cases]
+    model = open_model(weights or chosen.weights, chosen.folders, err, later=lambda found: streams(found, planned))
     if suite is None and model.nbytes > FULL_BYTES:
         chosen = suites.load("full").narrowed(case, dtype, detail, inside)
-        err.print(f"{estimate.spell(model.nbytes)} of weights: suite full, {chosen.title}", markup=False)
+        err.print(f"{memory.spell(model.nbytes)} of weights: suite full, {chosen.title}", markup=False)
     loras = open_loras(lora, model, err)
     before = open_original(original, model, err) if original else None
     job = Job(chosen, model, candidate, truth, loras=loras, original=before)
@@ -114,7 +113,7 @@ def _say_what_it_takes(job: Job, err: Console) -> None:
         one = estimate.estimate(unit, job.model, level, rates, original=job.original is not None)
         passes = ", ".join(f"{side} {count}" for side, count in one.passes.items())
         took = "" if one.seconds is None else f"about {max(1, round(one.seconds / 60))} min, "
-        err.print(f"{unit.key}: {took}{estimate.spell(need)} of memory; passes: {passes}", markup=False)
+        err.print(f"{unit.key}: {took}{memory.spell(need)} of memory; passes: {passes}", markup=False)
 
 
 def _default_out(suite: str, plan: dict) -> Path:

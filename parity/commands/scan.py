@@ -14,15 +14,13 @@ from parity import suite as suites
 from parity import weights_scan
 from parity.commands.weights_option import open_model
 from parity.errors import EXIT_PARITY, UsageError, WeightsError
+from parity.memory import spell
 from parity.ports import open_port
 from parity.reporters import text
-from parity.reporters.weights import size
 from parity.rounding import round_state
 from parity.runfolder import to_json
-from parity.weights_quantize import check_packing
+from parity.weights_quantize import PACKED_AS, check_packing
 from parity.weights_scan import Cost
-
-_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}
 
 
 def scan(
@@ -51,6 +49,7 @@ def scan(
     err = Console(stderr=True, highlight=False)
     planned = [one.case for one in suites.load(suite).narrowed(case, (), None, ()).cases]
     cases = [one for one in planned if one.component == "transformer"]
+    cases = cases if case else cases[:1]
     if not cases:
         raise UsageError(f"suite {suite!r} has no case of the transformer there")
     model = open_model(weights, ("transformer",), err)
@@ -62,12 +61,12 @@ def scan(
     from mlx_impl.quantize import restored
 
     def restore(layer, weight):
-        return restored(weight, bits, group_size, _DTYPES[entries[f"{layer}.weight"].dtype])
+        return restored(weight, bits, group_size, PACKED_AS[entries[f"{layer}.weight"].dtype])
 
     session = open_port("reference").open(model.root, dtype=truth, hold="float32")
     errors = []
     with text.progress(err) as progress:
-        for one in cases if case else cases[:1]:
+        for one in cases:
             inputs = round_state(one.inputs(model.configs, "float32"), truth)
             name = one.name
             errors.append(weights_scan.scan(session, inputs, classes, restore, lambda *at, n=name: progress(n, *at)))
@@ -75,7 +74,7 @@ def scan(
     lines = weights_scan.rules(found, bits)
     if format == "json":
         about = {"weights": model.describe()["path"], "bits": bits, "group_size": group_size, "truth": truth}
-        about["cases"] = [one.name for one in (cases if case else cases[:1])]
+        about["cases"] = [one.name for one in cases]
         print(json.dumps(to_json(about | {"classes": [cost.to_json() for cost in found], "rules": lines}), indent=1))
     else:
         _print(found, lines)
@@ -89,7 +88,7 @@ def _print(found: list[Cost], lines: list[str]) -> None:
     for name in ("layers", "error at final", "saves", "error per GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for cost in found:
-        table.add_row(cost.name, f"{cost.layers:,}", f"{cost.error:.2e}", size(cost.saved), f"{cost.per_gib:.1e}")
+        table.add_row(cost.name, f"{cost.layers:,}", f"{cost.error:.2e}", spell(cost.saved), f"{cost.per_gib:.1e}")
     out.print(table)
     if lines:
         out.print(f"\nto keep the costliest at {weights_scan.KEPT_BITS} bits:", markup=False)

@@ -16,8 +16,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from parity.disk import free_on, room_for
 from parity.errors import OutputExistsError, ParityError, ResourceError, UsageError
-from parity.runfolder import room_for
 
 if TYPE_CHECKING:
     from reference.presets import Preset
@@ -151,7 +151,7 @@ def _check_absent(folder: Path, force: bool) -> None:
 
 
 def _check_room(parent: Path, preset: Preset) -> None:
-    needed, free = preset.nbytes + preset.other_bytes + SPARE_BYTES, shutil.disk_usage(parent).free
+    needed, free = preset.nbytes + preset.other_bytes + SPARE_BYTES, free_on(parent)
     if free < needed:
         raise ResourceError(
             f"no room for synthetic weights {preset.name!r} in {parent}: {needed / 1e6:,.0f} MB needed, "

@@ -16,10 +16,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from parity import weights_check, weights_convert
 from parity.commands.weights_option import find_model
 from parity.errors import EXIT_PARITY, EXIT_PRECONDITION, UsageError
+from parity.memory import spell
 from parity.reporters import weights as reporter
+from parity.weights_quantize import STORED
 
 Component = Literal["transformer", "text_encoder", "vae"]
-DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def check(
@@ -83,14 +84,14 @@ def convert(
     if dtype is not None and not dequantize:
         raise UsageError("--dtype is for what --dequantize writes out; everything else keeps its own")
     err = Console(stderr=True, highlight=False, soft_wrap=True)
-    written_as = DTYPES[dtype or "bfloat16"] if dequantize else None
+    written_as = STORED[dtype or "bfloat16"] if dequantize else None
     conversion = weights_convert.plan(find_model(source), to, target, written_as)
     for note in conversion.notes:
         err.print(f"note: {note}", markup=False)
     total = sum(tensor.nbytes for one in conversion.plans for tensor in one.tensors)
     with bar("writing", total) as advance:
         weights_convert.write(conversion, target, force, advance, lambda line: err.print(line, markup=False))
-    print(f"{target}: {conversion.tensors} tensors, {reporter.size(total)}, layout {to}")
+    print(f"{target}: {conversion.tensors} tensors, {spell(total)}, layout {to}")
     return EXIT_PARITY
 
 

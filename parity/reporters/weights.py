@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.layouts.entries import Problem
+from parity.memory import spell
 from parity.safetensors_header import printable
 from parity.weights_check import ComponentReport, PackedGroup
 
@@ -40,21 +41,13 @@ def print_table(out: Console, reports: Sequence[ComponentReport]) -> None:
     out.print(verdict if count else Text("nothing is wrong", "bold green"))
 
 
-def size(count: int) -> str:
-    """Bytes in words."""
-    for unit, scale in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << scale:
-            return f"{count / (1 << scale):,.1f} {unit}"
-    return f"{count} bytes"
-
-
 def _print_component(out: Console, report: ComponentReport) -> None:
     out.print(Text(f"{report.component}  ", "bold").append(f"layout {report.layout}", "not bold"))
     facts = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
     facts.add_column(no_wrap=True, style="dim")
     facts.add_column(overflow="fold")
     files = f"{report.files} file{'s' * (report.files != 1)}"
-    facts.add_row("size", f"{files}, {size(report.file_bytes)}, {report.tensors:,} tensors, "
+    facts.add_row("size", f"{files}, {spell(report.file_bytes)}, {report.tensors:,} tensors, "
                           f"{_parameters(report.parameters)} parameters")  # fmt: skip
     if report.dtypes:
         facts.add_row("dtypes", ", ".join(f"{dtype} {count:,}" for dtype, count in report.dtypes.items()))
