@@ -14,7 +14,16 @@ from typing import Any
 from parity import estimate
 from parity import suite as suites
 from parity.components import build_graph
-from parity.errors import ParityError
+from parity.errors import (
+    EXIT_DIVERGENCE,
+    EXIT_INCOMPLETE,
+    EXIT_PARITY,
+    EXIT_PRECONDITION,
+    EXIT_USAGE,
+    ParityError,
+    PreconditionError,
+    UsageError,
+)
 from parity.lockstep import Unit
 from parity.model_folder import ModelFolder
 
@@ -91,21 +100,23 @@ def run(setting: Setting, weights: Path, model: ModelFolder, candidate: str) -> 
         candidate: the port under test.
 
     Raises:
-        ParityError: the command failed; a divergence is no failure.
+        UsageError: no picture has that size.
+        ParityError: the command failed, with the exit code of its error; a divergence is no failure.
     """
-    rates = estimate.measure_rates(model)
     with tempfile.TemporaryDirectory(prefix="parity-bench-") as folder:
         suite = Path(folder) / "stream.toml"
         suite.write_text(_SUITE.format(size=setting.size, dtype=setting.dtype, draws=setting.draws))
+        unit, level = _unit(suite, model, setting.truth)
+        rates = estimate.measure_rates(model)
         out = Path(folder) / "run"
         command = [sys.executable, "-c", "from parity.cli import main; main()", "run", str(suite)]
         command += ["--weights", str(weights), "--candidate", candidate, "--truth", setting.truth, "--out", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode not in (0, 1, 5):
+        if done.returncode not in (EXIT_PARITY, EXIT_DIVERGENCE, EXIT_INCOMPLETE):
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise ParityError(f"the streamed run failed: {said[-1]}", said[-10:-1])
+            kind = {EXIT_USAGE: UsageError, EXIT_PRECONDITION: PreconditionError}.get(done.returncode, ParityError)
+            raise kind(f"the streamed run failed: {said[-1].removeprefix('error: ')}", said[-10:-1])
         found = json.loads((out / "parity.json").read_text())
-        unit, level = _unit(suite, model, setting.truth)
     return _streamed(setting, found, unit, level, model, rates)
 
 

@@ -81,7 +81,11 @@ def call(argv: list[str]) -> int:
     except ParityError as error:
         err.print("[bold red]error:[/] ", end="")
         err.print(printable(error.message), markup=False)
-        for line in error.details:
+        # A single detail that the message has already would be read twice.
+        details = (
+            error.details if len(error.details) > 1 else [one for one in error.details if one not in error.message]
+        )
+        for line in details:
             err.print(f"  {printable(line)}", markup=False)
         return error.exit_code
     except CycloptsError as error:

@@ -76,8 +76,8 @@ def check_packing(bits: int, group_size: int, where: str = "") -> None:
         )
 
 
-# What other tools write at 4 bits; at other bits they treat all layers alike. mflux: since its pull request 420, all
-# layers before that. mlx-gen: the layers that its mixed checkpoints leave in bfloat16.
+# What other tools write at 4 bits; at other bits they treat all layers alike. mflux: newer files (mflux#517); older
+# ones have 4 bits everywhere. mlx-gen: the layers that its mixed checkpoints leave in bfloat16.
 PRESETS: dict[str, tuple[Rule, ...]] = {
     "mflux": (Rule("*.img_mod.1", 8),),
     "mlx-gen": tuple(

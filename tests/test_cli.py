@@ -16,7 +16,7 @@ import parity
 from parity import cli, errors
 from parity.cli import call
 from parity.commands import run as run_command
-from parity.errors import ParityError
+from parity.errors import ParityError, WeightsError
 from parity.reporters import text
 from parity.verdict import exit_code
 
@@ -284,6 +284,19 @@ def test_every_error_of_the_toolkit_becomes_its_exit_code(capsys, monkeypatch, e
     streams = capsys.readouterr()
     assert streams.out == ""
     assert streams.err == "error: what [bold]is[/] wrong\n  missing: [red]a[/]\n"
+
+
+@pytest.mark.parametrize(
+    ("details", "printed"),
+    [((), 0), (("a: what is wrong",), 0), (("something else",), 1), (("a: what is wrong", "b: as well"), 2)],
+)
+def test_one_detail_that_the_message_has_is_not_read_twice(capsys, monkeypatch, details, printed):
+    def fail(*_):
+        raise WeightsError("x: a: what is wrong", details)
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert call(["run"]) == 4
+    assert len(capsys.readouterr().err.splitlines()) == 1 + printed
 
 
 def test_what_was_interrupted_says_how_to_go_on(capsys, monkeypatch):

@@ -157,6 +157,16 @@ def test_weights_check_takes_a_hub_id(cache, model, capsys):
     assert call(["weights", "check", "org/name"]) == 0, capsys.readouterr().err
 
 
+def test_weights_check_asks_for_the_component_that_is_named(online, model, monkeypatch, capsys):
+    wanted = []
+    monkeypatch.setattr(
+        hub, "snapshot", lambda hub_id, folders, say: wanted.append(folders) or hub.Snapshot(model, ID, COMMIT)
+    )
+    assert call(["weights", "check", str(ID), "--component", "transformer", "--no-values"]) == 0
+    assert call(["weights", "check", str(ID), "--no-values"]) == 0
+    assert wanted == [("transformer",), None]
+
+
 def test_offline_with_nothing_in_the_cache(cache, model):
     assert "HF_HUB_OFFLINE is set: unset it" in refusal()
     to_cache(cache, model)

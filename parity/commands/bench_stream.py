@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +28,7 @@ def stream(
     size: Annotated[tuple[int, ...], Parameter(negative=(), help="pixels each way; repeatable")] = (256,),
     dtype: Annotated[Literal["float32", "bfloat16"], Parameter(help="of the run")] = "bfloat16",
     truth: Annotated[Literal["float64", "float32"], Parameter(help="dtype of the truth")] = "float64",
-    draws: Annotated[int, Parameter(help="jittered runs of the floor")] = 3,
+    draws: Annotated[int, Parameter(help="jittered runs of the floor", validator=Number(gte=1))] = 3,
     candidate: Candidate = "mlx_impl",
     out: Out = None,
     force: Force = False,
@@ -42,17 +43,14 @@ def stream(
     err = Console(stderr=True, highlight=False)
     folder = find_model(weights)
     model = model_folder.inspect(folder, TransformerCase.folders)
+    environments = {spec: environment(open_port(spec)) for spec in ("reference", candidate)}
     rows = []
     for pixels in size:
         with err.status(f"{pixels} × {pixels}"):
             setting = Setting(pixels, dtype, truth, draws)
             rows.append(bench_stream.run(setting, folder, model, candidate))
     _print(rows, model)
-    about = {
-        "weights": model.describe(),
-        "environment": {spec: environment(open_port(spec)) for spec in ("reference", candidate)},
-    }
-    save(out, {**about, "runs": [asdict(row) for row in rows]})
+    save(out, {"weights": model.describe(), "environment": environments, "runs": [asdict(row) for row in rows]})
     return 0 if all(row.verdict == "parity" for row in rows) else 1
 
 

@@ -43,8 +43,8 @@ def quantize(
     """Pack the transformer's linear layers with MLX and write the model in the layout that mflux saves.
 
     Layer by layer, so that a model larger than memory can be quantized; bit for bit what mx.quantize gives. Text
-    encoder and VAE go along unpacked. The preset mflux keeps img_mod at 8 bits, as mflux does in 4-bit files since
-    August 2026 (earlier ones have 4 bits everywhere: no preset); mlx-gen keeps the embeddings, the head and all
+    encoder and VAE go along unpacked. The preset mflux keeps img_mod at 8 bits, as newer 4-bit files of mflux do
+    (mflux#517; older ones have 4 bits everywhere: no preset); mlx-gen keeps the embeddings, the head and all
     modulation unpacked. The result has its name only when it is whole.
 
     Parameters

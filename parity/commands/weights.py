@@ -45,7 +45,7 @@ def check(
     path
         a model's folder, a component's, a single safetensors file, or what --weights takes.
     """
-    found = weights_check.find(find_model(path), component)
+    found = weights_check.find(find_model(path, component or None), component)
     total = sum(shard.size for _, one in found for shard in one.files.shards) if values or hash else 0
     with bar("reading", total) as advance:
         reports = [weights_check.check(name, one, values, hash, advance) for name, one in found]
