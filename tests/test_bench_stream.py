@@ -80,9 +80,17 @@ def test_mistakes_are_seen_before_anything_is_run(weights, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("code", "kind"), [(2, UsageError), (3, ParityError), (4, PreconditionError)])
 def test_a_run_that_fails_says_why(weights, monkeypatch, code, kind):
-    failed = SimpleNamespace(returncode=code, stderr="note: x\nerror: no room\n")
-    monkeypatch.setattr(bench_stream.subprocess, "run", lambda *_, **__: failed)
-    setting = bench_stream.Setting(64, "float32", "float64", 1)
+    commands = []
+
+    def fail(command, **_):
+        commands.append(command)
+        return SimpleNamespace(returncode=code, stderr="note: x\nerror: no room\n")
+
+    monkeypatch.setattr(bench_stream.subprocess, "run", fail)
+    setting = bench_stream.Setting(64, "bfloat16", "float32", 1)
     with pytest.raises(kind, match="the streamed run failed: no room") as raised:
         bench_stream.run(setting, Path(weights), model_folder.inspect(Path(weights)), "mlx_impl")
     assert type(raised.value) is kind
+    (command,) = commands
+    asked = dict(zip(command, command[1:], strict=False))
+    assert (asked["--truth"], asked["--weights"], asked["--candidate"]) == ("float32", weights, "mlx_impl")

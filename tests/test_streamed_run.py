@@ -56,7 +56,11 @@ def test_streaming_changes_no_figure(tmp_path, suite, monkeypatch, capsys):
     capsys.readouterr()
     monkeypatch.setattr(runs, "LARGE_BYTES", 0)
     monkeypatch.setattr(command, "LARGE_BYTES", 0)
+    given_back = []
+    monkeypatch.setattr(runs.memory, "give_back", lambda: given_back.append(1))
     assert go(suite, weights, tmp_path / "streamed") == 0
+    stages = {row["stage"] for row in figures(tmp_path / "streamed")[0]["checkpoints"]}
+    assert len(given_back) == len(stages) > 3
     assert figures(tmp_path / "plain") == figures(tmp_path / "streamed")
     said = capsys.readouterr().err
     assert "small.bfloat16: about 1 min" in said
