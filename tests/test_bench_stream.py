@@ -1,6 +1,7 @@
 """``parity bench stream``: what it measures is what the run wrote, and a port that is off makes it fail."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,5 +93,5 @@ def test_a_run_that_fails_says_why(weights, monkeypatch, code, kind):
         bench_stream.run(setting, Path(weights), model_folder.inspect(Path(weights)), "mlx_impl")
     assert type(raised.value) is kind
     (command,) = commands
-    asked = dict(zip(command, command[1:], strict=False))
+    asked = dict(pairwise(command))
     assert (asked["--truth"], asked["--weights"], asked["--candidate"]) == ("float32", weights, "mlx_impl")
