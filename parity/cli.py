@@ -50,7 +50,7 @@ for _name in ("check", "record", "show"):
     _add(ranges, f"ranges:{_name}", _name)
 app.command(ranges)
 
-bench = App(name="bench", help="Measure the toolkit itself: speed, cost of capture, false alarms, sensitivity.")
+bench = App(name="bench", help="Measure the toolkit itself: speed, memory, cost of capture, false alarms, sensitivity.")
 for _name in ("forward", "capture", "clean", "sensitivity"):
     _add(bench, f"bench:{_name}", _name)
 _add(bench, "bench_stream:stream", "stream")

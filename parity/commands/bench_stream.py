@@ -37,7 +37,7 @@ def stream(
 
     Each size is one `parity run` in a process of its own, level block, both modes. Its time is held
     against what bare matrix products of the same size, and reading the weights once, take on this
-    machine. The preset full needs 42 GB of disk. Exits 1 when a run is not at parity.
+    machine. The preset full needs 43 GB of disk. Exits 1 when a run is not at parity.
     """
     free(out, force)
     err = Console(stderr=True, highlight=False)
