@@ -1,0 +1,159 @@
+"""One checkpoint as recipes and faults see it: values of its parents, weights, config, and the arithmetic in between.
+
+A recipe is written with methods of its `Place` (``rotate``, ``layer_norm``, ``weight``, …), and a fault is
+a `Place` in which some of them are exchanged: ``place.changed(rotate=…)``. What is exchanged is computed
+with the place it was made from, so changes can be put on top of one another.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from parity.names import Graph, parse
+
+Array = np.ndarray
+# A canonical key -> the tensor as the run's dtype holds it. KeyError where the model has none.
+Weights = Callable[[str], Array]
+
+
+def widened(array: Array) -> Array:
+    """Floating values in float64, all others as they are."""
+    return array if array.dtype.kind in "biu" else array.astype(np.float64)
+
+
+class Values:
+    """What is known at one stage: captured checkpoints, the state it was fed, and what follows from them.
+
+    A checkpoint that was not captured is computed by its recipe from those that were.
+
+    Args:
+        domain: the component's `Place` class.
+        graph: names, parents and stages.
+        stage: of all names asked for.
+        captured: checkpoint -> array, in any dtype.
+        state: the arrays the stage was fed.
+        weights: of the model.
+        config: of the component.
+    """
+
+    def __init__(
+        self, domain: type[Place], graph: Graph, stage: str, captured: Mapping[str, Array],
+        state: Mapping[str, Array], weights: Weights, config: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.domain, self.graph, self.stage = domain, graph, stage
+        self.captured, self.state, self.weights, self.config = captured, state, weights, config
+        self._wide: dict[str, Array] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.captured
+
+    def __getitem__(self, name: str) -> Array:
+        """A checkpoint in float64.
+
+        Raises:
+            KeyError: nothing is known of it.
+        """
+        if name not in self._wide:
+            self._wide[name] = self._find(name)
+        return self._wide[name]
+
+    def _find(self, name: str) -> Array:
+        if name in self.captured:
+            return widened(self.captured[name])
+        if self.graph.stage.get(name) == self.stage:
+            return self.place(name).recipe()
+        return self.fed(self.domain.state_key(name))
+
+    def fed(self, key: str) -> Array:
+        """An array of the state in float64.
+
+        Raises:
+            KeyError: the stage was fed no such array.
+        """
+        return widened(self.state[key])
+
+    def place(self, name: str) -> Place:
+        """Where a checkpoint is made."""
+        return self.domain(self, name)
+
+    def own_parents(self, name: str) -> tuple[str, ...]:
+        """Parents that the same stage makes, whether they were captured or not."""
+        return tuple(parent for parent in self.graph.parents[name] if self.graph.stage[parent] == self.stage)
+
+
+class Place(ABC):
+    """One checkpoint of one stage. A subclass has the component's arithmetic and recipes.
+
+    Attributes:
+        component: of `parity.components`.
+        name: of the checkpoint.
+        kind, block, stream: see `parity.names.Parts`.
+        values: what is known at the stage.
+    """
+
+    component: ClassVar[str]
+
+    def __init__(self, values: Values, name: str) -> None:
+        self.values, self.name = values, name
+        parts = parse(name)
+        self.kind, self.block, self.stream = parts.kind, parts.block, parts.stream
+
+    @staticmethod
+    @abstractmethod
+    def state_key(name: str) -> str:
+        """Key in a stage's state of a checkpoint that an earlier stage made."""
+
+    @abstractmethod
+    def recipe(self) -> Array:
+        """What the reference makes of the parents.
+
+        Raises:
+            KeyError: there is no recipe for this kind, or a parent, weight or input is not known.
+        """
+
+    def layers(self) -> tuple[str, ...]:
+        """Canonical prefixes of the linear layers and convolutions that the recipe uses, in order."""
+        return ()
+
+    def changed(self, **arithmetic: Callable[..., Any]) -> Self:
+        """The same place with some of its methods exchanged."""
+        other = copy.copy(self)
+        for name, function in arithmetic.items():
+            if not hasattr(self, name):
+                raise AttributeError(f"{type(self).__name__} has no {name} to exchange")
+            setattr(other, name, function)
+        return other
+
+    def weight(self, key: str) -> Array:
+        """A tensor of the model, float64, by its canonical key."""
+        return widened(self.values.weights(key))
+
+    def linear(self, x: Array, layer: str) -> Array:
+        """x·weightᵀ + bias of a layer by its canonical prefix."""
+        try:
+            bias = self.weight(f"{layer}.bias")
+        except KeyError:
+            bias = 0.0
+        return x @ self.weight(f"{layer}.weight").T + bias
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the component."""
+        return self.values.config
+
+    def fed(self, key: str) -> Array:
+        """An array of the state that the stage was fed."""
+        return self.values.fed(key)
+
+    def optional(self, key: str) -> Array | None:
+        """The same, None where there is none."""
+        return self.values.fed(key) if key in self.values.state else None
+
+
+# (what exactly, the place with the fault in it)
+Variants = Iterator[tuple[str, Place]]
