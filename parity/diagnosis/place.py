@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from parity.diagnosis.weights import LowRank
 from parity.names import Graph, parse
 
 Array = np.ndarray
@@ -39,14 +40,17 @@ class Values:
         state: the arrays the stage was fed.
         weights: of the model.
         config: of the component.
+        truth: the truth's own arrays of the stage, for what is compared and not computed (token ids).
     """
 
     def __init__(
         self, domain: type[Place], graph: Graph, stage: str, captured: Mapping[str, Array],
-        state: Mapping[str, Array], weights: Weights, config: Mapping[str, Any],
+        state: Mapping[str, Array], weights: Weights, config: Mapping[str, Any], *,
+        truth: Mapping[str, Array] | None = None,
     ) -> None:  # fmt: skip
         self.domain, self.graph, self.stage = domain, graph, stage
         self.captured, self.state, self.weights, self.config = captured, state, weights, config
+        self.truth: Mapping[str, Array] = truth or {}
         self._wide: dict[str, Array] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -135,11 +139,23 @@ class Place(ABC):
 
     def linear(self, x: Array, layer: str) -> Array:
         """x·weightᵀ + bias of a layer by its canonical prefix."""
+        y = x @ self.weight(f"{layer}.weight").T
+        for one in self.low_rank(layer):
+            y = y + one.scale * ((x @ one.down.T) @ one.up.T)
+        bias = self.bias(layer)
+        return y if bias is None else y + bias
+
+    def bias(self, layer: str) -> Array | None:
+        """Bias of a layer; None where it has none."""
         try:
-            bias = self.weight(f"{layer}.bias")
+            return self.weight(f"{layer}.bias")
         except KeyError:
-            bias = 0.0
-        return x @ self.weight(f"{layer}.weight").T + bias
+            return None
+
+    def low_rank(self, layer: str) -> list[LowRank]:
+        """LoRAs on a layer."""
+        lora = getattr(self.values.weights, "lora", None)
+        return lora(layer) if lora else []
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -1,0 +1,149 @@
+"""What one stage of a candidate shows, checked checkpoint by checkpoint against recipes.
+
+A checkpoint is judged by what the reference makes of the candidate's own parents, so several faults in one stage
+are seen apart, and none hides behind another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from parity.diagnosis.measure import FAR, Residual, excess, larger, residual, resolution
+from parity.diagnosis.place import Array, Place, Values
+from parity.rounding import jitter
+
+# A recipe that is not the truth's to this much does not describe the installed reference.
+RECIPE_LIMIT = 1e-7
+# Why a computation with exchanged parts may be impossible: no such weight, no such shape.
+IMPOSSIBLE = (KeyError, ValueError, IndexError, ZeroDivisionError, TypeError)
+
+
+@dataclass
+class Stage:
+    """One stage in one dtype.
+
+    Attributes:
+        values: the candidate's.
+        references: of the reference in the run's dtype, one for each precision mode.
+        truth: the truth's arrays, from the state that the stage was fed (isolated), or from the truth's own.
+        dtype: of the run.
+        isolated: whether candidate, reference and truth were fed the same state.
+        unstable: kinds whose recipe was found not to be the truth's.
+    """
+
+    values: Values
+    references: Sequence[Values]
+    truth: Mapping[str, Array]
+    dtype: np.dtype
+    isolated: bool = True
+    unstable: set[str] = field(default_factory=set)
+
+    @cached_property
+    def jittered(self) -> Values:
+        """The candidate's values with one unit in the last place more or less at random."""
+        of, key = self.values, (len(self.values.stage), sum(self.values.stage.encode()))
+        return Values(
+            of.domain, of.graph, of.stage, jitter(of.captured, (*key, 1)), jitter(of.state, (*key, 2)), of.weights,
+            of.config, truth=of.truth,
+        )  # fmt: skip
+
+    def local(self) -> list[Local]:
+        """Every captured checkpoint of the stage, in the graph's order."""
+        with np.errstate(all="ignore"):
+            return [self._local(name) for name in self.values.graph.names_of(self.values.stage) if name in self.values]
+
+    def _local(self, name: str) -> Local:
+        place = self.values.place(name)
+        value = self.values.captured[name]
+        if name in self.values.graph.exact:
+            return self._exact(place, value)
+        prediction = predict(place)
+        if prediction is None or place.kind in self.unstable:
+            return self._against_truth(place, value)
+        found = residual(value, prediction)
+        floor = resolution(self.dtype, prediction)
+        for one in self.references:
+            if name in one and (own := predict(one.place(name))) is not None:
+                floor = larger(floor, residual(one.captured[name], own))
+        floor = larger(floor, self.sensitivity(self.jittered.place(name), prediction))
+        return Local(place, value, prediction, found, floor, "recipe")
+
+    def sensitivity(self, jittered: Place, prediction: Array) -> Residual:
+        """What one unit in the last place of the parents does to a prediction."""
+        moved = predict(jittered)
+        found = FAR if moved is None else residual(moved, prediction)
+        return found if np.isfinite(found.rms) else Residual(0.0, 0.0)
+
+    def _exact(self, place: Place, value: Array) -> Local:
+        expected = self.truth.get(place.name)
+        none = Residual(0.0, 0.0)
+        if expected is None:
+            return Local(place, value, None, none, none, "nothing")
+        same = value.shape == expected.shape and np.array_equal(value, expected)
+        return Local(place, value, expected, none if same else FAR, none, "equality")
+
+    def _against_truth(self, place: Place, value: Array) -> Local:
+        """Without a recipe: against the truth, where both were fed the same."""
+        expected, none = self.truth.get(place.name), Residual(0.0, 0.0)
+        if expected is None or not self.isolated:
+            return Local(place, value, None, none, none, "nothing")
+        floor = resolution(self.dtype, expected)
+        for one in self.references:
+            if place.name in one:
+                floor = larger(floor, residual(one.captured[place.name], expected))
+        return Local(place, value, expected, residual(value, expected), floor, "truth")
+
+    def verify(self) -> None:
+        """Note kinds whose recipe does not make of the truth's parents what the truth has: another reference."""
+        of = self.values
+        exact = Values(of.domain, of.graph, of.stage, self.truth, of.state, of.weights, of.config)
+        with np.errstate(all="ignore"):
+            for name in of.graph.names_of(of.stage):
+                if name not in exact or name in of.graph.exact or not self.isolated:
+                    continue
+                made = predict(exact.place(name))
+                if made is not None and not residual(exact.captured[name], made).rms < RECIPE_LIMIT:
+                    self.unstable.add(exact.place(name).kind)
+
+
+@dataclass(frozen=True)
+class Local:
+    """One checkpoint of a candidate beside what it should be.
+
+    Attributes:
+        place: where.
+        value: the candidate's.
+        expected: what the reference makes of the candidate's own parents; None where nothing is known.
+        found: what is left between the two.
+        floor: the same of the reference itself, and what one unit in the last place does.
+        judged_by: ``recipe``, ``truth``, ``equality`` or ``nothing``.
+    """
+
+    place: Place
+    value: Array
+    expected: Array | None
+    found: Residual
+    floor: Residual
+    judged_by: str
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint."""
+        return self.place.name
+
+    @property
+    def excess(self) -> float:
+        """The difference in units of the floor."""
+        return excess(self.found, self.floor)
+
+
+def predict(place: Place) -> Array | None:
+    """What a place's recipe gives; None where it cannot be computed."""
+    try:
+        return place.recipe()
+    except IMPOSSIBLE:
+        return None
