@@ -71,6 +71,14 @@ class Job:
             for dtype in planned.dtypes
         ]
 
+    def ports(self) -> dict[str, Any]:
+        """What opens the same ports on the same weights again: ``ports`` of ``parity.json``."""
+        return {
+            "candidate": self.candidate,
+            "weights": str(self.model.root.resolve()),
+            "lora": [f"{one.adapter.path.resolve()}@{one.adapter.scale}" for one in self.loras],
+        }
+
     def plan(self, fingerprint: str) -> dict[str, Any]:
         """What must be equal for an unfinished run to be taken up again."""
         return {
@@ -122,6 +130,7 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
         "weights": job.model.describe() | {"lora": [lora.describe() for lora in job.loras]} | original,
         "environment": found_in,
         "suite": job.suite.name,
+        "ports": job.ports(),
         "command": command,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 1),
@@ -236,6 +245,7 @@ def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[s
             "component": unit.case.component,
             "graph": unit.case.graph(job.model.configs, detail),
             "inputs": unit.case.describe(),
+            "request": asdict(unit.case),
             "amplification": _amplification(lines) if mode == "accumulated" else None,
             "pictures": [one for line in lines for one in line["pictures"]] if mode == "accumulated" else [],
             "checkpoints": [row for line in lines for row in line["rows"][mode]],

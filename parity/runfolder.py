@@ -1,6 +1,7 @@
 """The folder of one run: its plan, a journal that survives a kill, traces, ``parity.json``.
 
     parity.json            the only truth of a finished run
+    diagnosis.json         what `parity diagnose` found
     trace/<unit>/<side>/   manifest.json and stats.parquet of each side of each unit
     pictures/<unit>/       what pipelines made, PNG
     plots/, report.html    made from parity.json
@@ -32,7 +33,7 @@ from parity.errors import OutputExistsError, UsageError
 
 Chains = dict[str, dict[str, np.ndarray]]
 SCHEMA = 2
-OURS = ("parity.json", "report.html", "trace", "plots", "pictures", "work")
+OURS = ("parity.json", "diagnosis.json", "report.html", "trace", "plots", "pictures", "work")
 
 
 def to_json(value: Any) -> Any:
@@ -61,7 +62,7 @@ def from_json(value: Any, key: str = "") -> Any:
         return {name: from_json(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [from_json(item, key) for item in value]
-    if isinstance(value, str) and key not in ("name", "reason", "sentence", "sources"):
+    if isinstance(value, str) and key not in ("name", "reason", "sentence", "sources", "prompts", "negative", "prompt"):
         return _NUMBERS.get(value, value)
     return value
 

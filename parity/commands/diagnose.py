@@ -1,0 +1,113 @@
+"""``parity diagnose``: from a divergence, a trace, a log or a picture to a cause."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from parity.diagnosis.fault import catalogue
+from parity.errors import EXIT_DIVERGENCE, EXIT_PARITY, UsageError
+from parity.reporters import diagnosis as reporter
+from parity.runfolder import read_run, to_json, write_json
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LOGS = (".txt", ".log")
+
+
+def diagnose(
+    subject: Path | None = None,
+    /,
+    *,
+    reference: Annotated[Path | None, Parameter(help="a picture or trace as it should be")] = None,
+    weights: Annotated[str | None, Parameter(help="the run's weights, where they lie elsewhere now")] = None,
+    candidate: Annotated[str | None, Parameter(help="the run's port, where it has another name now")] = None,
+    out: Annotated[Path | None, Parameter(help="folder for pictures of what was found")] = None,
+    format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",
+    list: Annotated[bool, Parameter(negative=(), help="show the catalogue of faults instead")] = False,
+) -> int:
+    """Say why a port diverges, and prove it.
+
+    Of a run folder, its stages are run once more, every checkpoint is held against what the
+    reference makes of the candidate's own values, and the faults of the catalogue are tried
+    until what the candidate computes is met down to the rounding noise. A picture, a trace or
+    a log allow less; what would decide is said. Exits 0 when nothing is wrong, 1 otherwise.
+
+    Parameters
+    ----------
+    subject
+        a run folder, a trace (folder or .safetensors), a log (.txt, .log), or a picture.
+    """
+    if list:
+        return _list(format)
+    if subject is None:
+        raise UsageError("nothing to diagnose: name a run folder, a trace, a log or a picture, or give --list")
+    if not subject.exists():
+        raise UsageError(f"{subject}: there is no such file or folder")
+    found = _examine(subject, reference, weights, candidate, out)
+    _print(found, format)
+    wrong = found["causes"] or found["unexplained"] or found["sources"]
+    return EXIT_DIVERGENCE if wrong else EXIT_PARITY
+
+
+def _examine(
+    subject: Path, reference: Path | None, weights: str | None, candidate: str | None, out: Path | None
+) -> dict[str, Any]:
+    if subject.is_file() and subject.suffix.lower() in PICTURES:
+        from parity.picturecheck import examine
+
+        return examine(subject, reference, out)
+    if subject.is_dir() and (subject / "parity.json").is_file():
+        return _run(subject, weights, candidate)
+    if subject.name == "parity.json":
+        return _run(subject.parent, weights, candidate)
+    if subject.is_file() and subject.suffix.lower() in LOGS:
+        from parity.diagnosis.from_log import from_log
+
+        return from_log(subject)
+    from parity.diagnosis.from_trace import from_trace
+
+    return from_trace(subject, reference)
+
+
+def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, Any]:
+    from parity.commands.weights_option import open_loras, open_model
+    from parity.diagnosis.from_run import diagnose as from_run
+    from parity.diagnosis.reopen import Reopened, case_of
+    from parity.ports import open_port
+
+    run = read_run(folder)
+    err = Console(stderr=True, highlight=False)
+    if "ports" not in run:
+        raise UsageError(f"{folder}: written by an older version, which did not keep its ports; run it again")
+    cases = [case_of(row) for row in run["cases"]]
+    folders = dict.fromkeys(name for case in cases for name in case.folders)
+    with err.status("opening weights") as status:
+        model = open_model(weights or run["ports"]["weights"], folders, err, later=lambda _: True)
+        loras = open_loras(run["ports"]["lora"], model, err)
+        ports = Reopened(model, open_port("reference"), open_port(candidate or run["ports"]["candidate"]), loras)
+        found = from_run(run, ports, catalogue(), lambda what: status.update(f"diagnosing {what}")).to_json()
+    write_json(folder / "diagnosis.json", found)
+    return to_json(found)
+
+
+def _print(found: dict[str, Any], format: str) -> None:
+    if format == "json":
+        print(json.dumps(to_json(found), allow_nan=False))
+    elif format == "md":
+        print(reporter.markdown(found))
+    else:
+        reporter.print_diagnosis(found)
+
+
+def _list(format: str) -> int:
+    entries = catalogue()
+    if format == "json":
+        rows = {one.code: {"code": one.code, "title": one.title, "fix": one.fix, "source": one.seen} for one in entries}
+        print(json.dumps([*rows.values()]))
+    else:
+        reporter.print_catalogue(entries, markdown=format == "md")
+    return EXIT_PARITY
