@@ -1,4 +1,4 @@
-"""What this machine has and lacks: packages, both ports, BLAS, precision switches, room.
+"""What this machine has and lacks: packages, both ports, BLAS, precision switches, known bugs, room.
 
 Nothing here may fail for want of what it looks for: an import that fails is a finding.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any, Literal
 
+from parity import known_bugs
 from parity.errors import MissingPackageError
 from parity.ports import open_port
 from parity.workers import usable_cores
@@ -36,7 +37,7 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        section: ``packages``, ``candidate``, ``reference``, ``speed`` or ``host``.
+        section: ``packages``, ``candidate``, ``reference``, ``known bugs``, ``speed`` or ``host``.
         status: ``missing`` is needed and not there (or of a wrong version); ``warn`` is usable
             with a drawback.
         found: what is there.
@@ -60,6 +61,7 @@ def examine() -> list[Finding]:
     for side, spec in SIDES.items():
         environments[side], lines = _port(side, spec)
         findings += lines
+    findings += _known_bugs({side: found for side, found in environments.items() if found is not None})
     findings += _speed({side for side, found in environments.items() if found is not None})
     findings += _host(environments["candidate"])
     return findings
@@ -125,6 +127,15 @@ def _blas(side: str, notes: dict[str, Any]) -> Finding:
     said = ", ".join(filter(None, ("MLX's own" if kind == "none" else kind, path, note)))
     mend = "unset PARITY_BLAS" if note.startswith("PARITY_BLAS=") else MEND_BLAS
     return Finding(side, "BLAS", "warn" if slow else "ok", said, fix=mend if slow else "")
+
+
+def _known_bugs(environments: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    """One line for each bug in the table that speaks of these versions on these devices."""
+    try:
+        bugs = known_bugs.matching(environments)
+    except ImportError:  # of packaging, which is a finding already
+        return
+    yield from (Finding("known bugs", bug.name, "warn", bug.line, fix=bug.fix) for bug in bugs)
 
 
 def _speed(sides: set[str]) -> Iterator[Finding]:

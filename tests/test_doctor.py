@@ -14,7 +14,7 @@ from parity.errors import EXIT_PARITY, EXIT_PRECONDITION, MissingPackageError
 
 CANDIDATE = {"mlx": "0.32.4", "device": "cpu", "blas": "openblas", "blas_path": "/lib/libblas.so.3", "blas_note": "",
              "tf32": False, "threads": 2}  # fmt: skip
-REFERENCE = {"torch": "2.13.0", "device": "cpu", "tf32": False}
+REFERENCE = {"torch": "2.13.0", "diffusers": "0.42.1", "transformers": "4.57.6", "device": "cpu", "tf32": False}
 
 
 @pytest.fixture
@@ -134,6 +134,30 @@ def test_the_measured_speed_tells_on_a_slow_blas(machine, gflops, status):
     machine.speed["candidate"] = gflops
     assert found("speed", "candidate").status == status
     assert found("speed", "reference").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("spec", "differs", "bug"),
+    [
+        ("mlx_impl", {"device": "NVIDIA H100 80GB HBM3"}, "mlx-cuda-quantized-64-inputs"),
+        ("mlx_impl", {"device": "Apple M3 Max", "mlx": "0.26.2"}, "mlx-layer-norm-race"),
+        ("reference", {"transformers": "5.24.0"}, "diffusers-edit-positions"),
+    ],
+)
+def test_known_bugs_of_these_versions_and_devices_are_warned_of(machine, capsys, spec, differs, bug):
+    def named():
+        return {f.name: f for f in doctor.examine() if f.section == "known bugs"}
+
+    assert named() == {}
+    machine.sides[spec] |= differs
+    one = named()[bug]
+    assert one.status == "warn"
+    assert one.fix
+    assert "#" in one.found or "measured" in one.found
+    assert command.doctor() == EXIT_PARITY
+    printed = capsys.readouterr().out
+    assert "known bugs" in printed
+    assert bug in printed.replace("\n", "")
 
 
 @pytest.mark.parametrize("spec", ["mlx_impl", "reference"])
