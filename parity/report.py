@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from parity import budgetpage
+from parity import budgetpage, diagnosispage
 from parity.errors import OutputExistsError
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
@@ -62,7 +62,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     """The page, the same for the same run and the same pictures in its `folder`."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
-    run = spell_out(run)
+    run, diagnosis = spell_out(run), diagnosispage.read(folder)
     templates = resources.files("parity") / "templates"
     style, *scripts = ((templates / name).read_text(encoding="utf-8") for name in ASSETS)
     script = "".join(scripts)
@@ -77,7 +77,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
-        budget=budgetpage.section(run), first=first_entry(run), pictures=spell_out(_unfold(pictures)),
+        budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)), first=first_entry(run), pictures=spell_out(_unfold(pictures)),
         data=Markup(pack(run)),
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+from parity import diagnosispage
 from parity.diagnosis.fault import catalogue
 from parity.errors import EXIT_DIVERGENCE, EXIT_PARITY, UsageError
 from parity.reporters import diagnosis as reporter
@@ -78,6 +79,7 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
     from parity.diagnosis.from_run import diagnose as from_run
     from parity.diagnosis.reopen import Reopened, case_of
     from parity.ports import open_port
+    from parity.report import render_report
 
     run = read_run(folder)
     err = Console(stderr=True, highlight=False)
@@ -90,7 +92,8 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
         loras = open_loras(run["ports"]["lora"], model, err)
         ports = Reopened(model, open_port("reference"), open_port(candidate or run["ports"]["candidate"]), loras)
         found = from_run(run, ports, catalogue(), lambda what: status.update(f"diagnosing {what}")).to_json()
-    write_json(folder / "diagnosis.json", found)
+        write_json(folder / diagnosispage.FILE, found)
+        render_report(run, folder / "report.html", force=True)
     return to_json(found)
 
 

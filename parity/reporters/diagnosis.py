@@ -25,11 +25,12 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
         out.print()
         out.print(Text.assemble((cause["code"], "bold"), "  ", (cause["confidence"], STYLE[cause["confidence"]])))
         _print_lines(out, cause_lines(cause))
-    for one in found["unexplained"][:SHOWN]:
+    left = grouped(found["unexplained"])
+    for names, one in left[:SHOWN]:
         out.print()
-        out.print(Text.assemble(("unexplained", "bold red"), "  ", printable(one["where"])))
+        out.print(Text.assemble(("unexplained", "bold red"), "  ", printable(where(names))))
         _print_lines(out, unexplained_lines(one))
-    if (more := len(found["unexplained"]) - SHOWN) > 0:
+    if (more := len(left) - SHOWN) > 0:
         out.print(f"and {more} more unexplained")
     for title, lines in (("note", found["notes"]), ("would decide", found.get("would_decide") or [])):
         for line in lines:
@@ -70,6 +71,15 @@ def unexplained_lines(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "why", one["reason"]
     for mark in (one.get("fingerprint") or [])[:3]:
         yield "looks like", f"{mark['relation']} (leaves {mark['residual']:.2g})"
+
+
+def grouped(unexplained: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], Mapping[str, Any]]]:
+    """Names that differ in their block alone, each group with its first entry."""
+    found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+    for one in unexplained:
+        parts = parse(one["where"])
+        found.setdefault((parts.stream, parts.kind), []).append(one)
+    return [([one["where"] for one in ones], ones[0]) for ones in found.values()]
 
 
 def proof(cause: Mapping[str, Any]) -> str:
@@ -124,8 +134,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     for cause in found["causes"]:
         lines += ["", f"### `{cause['code']}` ({cause['confidence']})", ""]
         lines += [f"- {title}: {_escape(text)}" for title, text in cause_lines(cause)]
-    for one in found["unexplained"][:SHOWN]:
-        lines += ["", f"### unexplained: `{_escape(one['where'])}`", ""]
+    for names, one in grouped(found["unexplained"])[:SHOWN]:
+        lines += ["", f"### unexplained: {_escape(where(names))}", ""]
         lines += [f"- {title}: {_escape(text)}" for title, text in unexplained_lines(one)]
     lines += [f"\n{title}: {_escape(line)}" for title in ("notes", "would_decide") for line in found.get(title) or []]
     return "\n".join(lines)
