@@ -39,7 +39,8 @@ def section(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What the page says of a diagnosis; None without one.
 
     Returns:
-        ``sentence``; ``cards``: ``code``, ``confidence``, ``lines``; ``left``: ``where``, ``lines``; ``more``; ``notes``.
+        ``sentence``; ``cards`` of ``code``, ``confidence``, ``lines``; ``left`` of ``where``, ``lines``; ``more``;
+        ``notes``.
     """
     if not found:
         return None

@@ -77,7 +77,8 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
-        budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)), first=first_entry(run), pictures=spell_out(_unfold(pictures)),
+        budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
+        first=first_entry(run), pictures=spell_out(_unfold(pictures)),
         data=Markup(pack(run)),
     )  # fmt: skip
 
