@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from parity.diagnosis.measure import FAR, Residual, excess, larger, residual, resolution
-from parity.diagnosis.place import Array, Place, Values
+from parity.diagnosis.place import Array, Place, Values, widened
 from parity.rounding import jitter
 
 # A recipe that is not the truth's to this much does not describe the installed reference.
@@ -79,12 +79,23 @@ class Stage:
         return found if np.isfinite(found.rms) else Residual(0.0, 0.0)
 
     def _exact(self, place: Place, value: Array) -> Local:
-        expected = self.truth.get(place.name)
+        """What must equal the reference bit for bit; a prediction of it may be off by the rounding of its dtype."""
+        expected = self._must_equal(place)
         none = Residual(0.0, 0.0)
         if expected is None:
             return Local(place, value, None, none, none, "nothing")
-        same = value.shape == expected.shape and np.array_equal(value, expected)
-        return Local(place, value, expected, none if same else FAR, none, "equality")
+        floor = none if value.dtype.kind in "biu" else resolution(value.dtype, expected)
+        return Local(place, value, expected, none if equal(value, expected) else FAR, floor, "equality")
+
+    def _must_equal(self, place: Place) -> Array | None:
+        """What the recipe makes of the candidate's own parents, if it makes of the reference's what that has."""
+        expected = predict(place)
+        for one in self.references:
+            if place.name in one:
+                own = predict(one.place(place.name))
+                known = own is not None and equal(one.captured[place.name], own)
+                return expected if known else widened(one.captured[place.name])
+        return self.truth.get(place.name)
 
     def _against_truth(self, place: Place, value: Array) -> Local:
         """Without a recipe: against the truth, where both were fed the same."""
@@ -139,6 +150,11 @@ class Local:
     def excess(self) -> float:
         """The difference in units of the floor."""
         return excess(self.found, self.floor)
+
+
+def equal(value: Array, expected: Array) -> bool:
+    """Whether two arrays are the same, whatever their dtypes."""
+    return value.shape == expected.shape and np.array_equal(widened(value), widened(expected))
 
 
 def predict(place: Place) -> Array | None:

@@ -52,6 +52,8 @@ class Values:
         self.captured, self.state, self.weights, self.config = captured, state, weights, config
         self.truth: Mapping[str, Array] = truth or {}
         self._wide: dict[str, Array] = {}
+        # Of components that run inside this stage, by a name that the domain gives them.
+        self.inner: dict[str, Values] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.captured
@@ -83,7 +85,7 @@ class Values:
 
     def place(self, name: str) -> Place:
         """Where a checkpoint is made."""
-        return self.domain(self, name)
+        return self.domain.at(self, name)
 
     def own_parents(self, name: str) -> tuple[str, ...]:
         """Parents that the same stage makes, whether they were captured or not."""
@@ -106,6 +108,11 @@ class Place(ABC):
         self.values, self.name = values, name
         parts = parse(name)
         self.kind, self.block, self.stream = parts.kind, parts.block, parts.stream
+
+    @classmethod
+    def at(cls, values: Values, name: str) -> Place:
+        """The place of a checkpoint; of another component where that one made it."""
+        return cls(values, name)
 
     @staticmethod
     @abstractmethod

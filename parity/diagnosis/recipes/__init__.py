@@ -8,6 +8,8 @@ from parity.diagnosis.place import Place
 
 _CLASSES = {
     "transformer": "transformer:TransformerPlace",
+    "scheduler": "scheduler:SchedulerPlace",
+    "pipeline": "pipeline:PipelinePlace",
 }
 
 

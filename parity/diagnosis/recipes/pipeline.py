@@ -1,0 +1,231 @@
+"""Recipes of the pipelines: noise levels, guidance, Euler steps, the picture; and what the components inside them make.
+
+B prompts, L latent tokens of the picture made, M of condition pictures, C channels of a latent token, S text tokens.
+
+Inside a step the transformer's own recipes are used. Text encoder and VAE leave no checkpoints of their own in a
+pipeline: they are computed as a whole from what went into them, where that is little enough (`recipes.whole`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from parity.diagnosis.place import Array, Place, Values
+from parity.diagnosis.recipes.scheduler import LevelsPlace
+from parity.diagnosis.recipes.transformer import TransformerPlace
+from parity.diagnosis.recipes.whole import Whole
+from parity.names import block_stage, qwen_image_transformer
+
+# Which prompt each prediction of a step is made for.
+SIDES = {"cond": "prompt", "uncond": "negative"}
+# What the reference is only held equal to: there is nothing it is computed from without a tokenizer or a library.
+_GIVEN = ("prompt_ids", "negative_ids", "prompt_mask", "negative_mask", "mask")
+
+
+class InnerPlace(TransformerPlace):
+    """A checkpoint of the transformer inside a step.
+
+    Args:
+        values: of the transformer alone.
+        name: as the pipeline calls it.
+        own: as the transformer calls it.
+    """
+
+    def __init__(self, values: Values, name: str, own: str) -> None:
+        super().__init__(values, own)
+        self.name = name
+
+    @classmethod
+    def at(cls, values: Values, name: str) -> Place:
+        """See `Place.at`."""
+        return cls(values, name, name)
+
+    def fed(self, key: str) -> Array:
+        """See `Place.fed`; a stream as it enters the block, or the last norm."""
+        if key not in ("img", "txt"):
+            return super().fed(key)
+        before = self.config["num_layers"] if self.block is None else self.block
+        return self.values[f"{key}_in" if before == 0 else f"{block_stage(before - 1)}.{key}.out"]
+
+
+class PipelinePlace(LevelsPlace):
+    """A checkpoint of a pipeline."""
+
+    component: ClassVar[str] = "pipeline"
+
+    @classmethod
+    def at(cls, values: Values, name: str) -> Place:
+        """See `Place.at`: inside a step it is the transformer's."""
+        unit, _, rest = name.partition(".")
+        index, _, rest = rest.partition(".")
+        side, _, own = rest.partition(".")
+        if unit == "step" and side in SIDES and own:
+            return InnerPlace(_transformer(values, f"step.{index}", side), name, own)
+        return cls(values, name)
+
+    @staticmethod
+    def state_key(name: str) -> str:
+        """See `Place.state_key`."""
+        if name.startswith("step.") and name.endswith(".latents"):
+            return "latents"
+        own = name.removeprefix("pipeline.")
+        return {"sigmas": "sched.sigmas", "timesteps": "sched.timesteps", "mask": "repaint"}.get(own, own)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `LevelsPlace.settings`."""
+        return self.config["scheduler"]
+
+    def tokens(self) -> int:
+        """See `LevelsPlace.tokens`."""
+        return self.fed("latents").shape[1]
+
+    @property
+    def pipeline_kind(self) -> str:
+        """One of `parity.components.pipeline.KINDS`; known before the steps."""
+        return bytes(self.values.state["kind"]).decode()
+
+    @property
+    def scope(self) -> str:
+        """``step.07``."""
+        return f"step.{self.block:02d}"
+
+    def of(self, kind: str) -> Array:
+        """A checkpoint of the same step."""
+        return self.values[f"{self.scope}.{kind}"]
+
+    def given(self) -> Array:
+        """What the truth has, for what is not computed."""
+        return self.values.truth[self.name]
+
+    # Before the steps.
+
+    def kept(self, levels: Array) -> Array:
+        """Those of the steps that are done."""
+        return levels[self.begin() :]
+
+    def noised(self, latents: Array) -> Array:
+        """The given picture at the first noise level; without one, the noise that was handed in."""
+        noise = self.fed("latents")
+        return self.mixed(latents, noise, self.values["pipeline.sigmas"][0])
+
+    def _latents_before(self) -> Array:
+        if self.pipeline_kind in ("image_to_image", "inpaint"):
+            return self.noised(self.values["pipeline.image_latents"])
+        return self.fed("latents")
+
+    # A step.
+
+    def timestep(self) -> Array:
+        """0…1 as the transformer takes it, B; in the run's dtype, even in the truth."""
+        state = self.values.state["latents"]
+        timestep = self.fed("sched.timesteps")[self.block]
+
+        def hold(x: Array) -> Array:
+            return np.asarray(x).astype(state.dtype)
+
+        share = hold(hold(timestep) / hold(np.float64(1000))).astype(np.float64)
+        return np.full(len(state), share)
+
+    def guidance(self) -> float:
+        """The scale."""
+        return self.fed("sched.guidance").item()
+
+    def combined(self, cond: Array, uncond: Array) -> Array:
+        """uncond + scale·(cond - uncond)."""
+        return self.rounded(uncond + self.rounded(self.guidance() * self.rounded(cond - uncond)))
+
+    def norm(self, x: Array) -> Array:
+        """Of each token, B L 1."""
+        return self.rounded(np.linalg.norm(x, axis=-1, keepdims=True))
+
+    def rescaled(self, combined: Array, cond: Array) -> Array:
+        """With the norm that each token has in `cond`."""
+        return self.rounded(combined * self.rounded(self.norm(cond) / self.norm(combined)))
+
+    def cond(self) -> Array:
+        """The prediction for the prompt."""
+        return self.of("cond")
+
+    def uncond(self) -> Array:
+        """The prediction for the negative prompt."""
+        return self.of("uncond")
+
+    def guided(self) -> bool:
+        """Whether there are two predictions."""
+        return f"{self.scope}.uncond" in self.values.graph.parents
+
+    def noise_pred(self) -> Array:
+        """The velocity of the step."""
+        if not self.guided():
+            return self.cond()
+        cond = self.cond()
+        return self.rescaled(self.combined(cond, self.uncond()), cond)
+
+    def own_tokens(self, velocity: Array) -> Array:
+        """Those of the picture made, which come first."""
+        return velocity[:, : self.fed("latents").shape[1]]
+
+    def _predicted(self) -> Array:
+        if f"{self.name}.final" not in self.values.graph.parents:
+            raise KeyError(self.name)
+        return self.own_tokens(self.values[f"{self.name}.final"])
+
+    def moved(self, latents: Array, velocity: Array) -> Array:
+        """Latents behind the scheduler's step."""
+        return self.euler(latents, velocity, self.block)
+
+    def put_back(self, latents: Array) -> Array:
+        """Inpainting: the given picture at the step's new noise level where nothing is made anew."""
+        back, sigma = self.fed("image_latents"), self.sigma(self.block + 1)
+        if self.block + 1 < len(self.values.state["sched.timesteps"]):
+            back = self.mixed(back, self.fed("noise"), sigma)
+        return np.where(self.fed("repaint") != 0, latents, back)
+
+    def _latents_after(self) -> Array:
+        moved = self.moved(self.fed("latents"), self.of("noise_pred"))
+        return self.put_back(moved) if "repaint" in self.values.state else moved
+
+    def recipe(self) -> Array:
+        """See `Place.recipe`."""
+        if self.kind in self._RECIPES:
+            return self._RECIPES[self.kind](self)
+        own = self.kind.removeprefix("pipeline.")
+        if own in _GIVEN or own.startswith("condition."):
+            return self.given()
+        raise KeyError(self.name)
+
+    _RECIPES: ClassVar = {
+        "pipeline.sigmas": lambda p: p.kept(p.ended(p.levels())),
+        "pipeline.timesteps": lambda p: p.to_timesteps(p.values["pipeline.sigmas"]),
+        "pipeline.latents": _latents_before,
+        "timestep": lambda p: p.timestep(),
+        "cond": _predicted,
+        "uncond": _predicted,
+        "noise_pred": lambda p: p.noise_pred(),
+        "latents": _latents_after,
+    }
+
+
+def _transformer(values: Values, scope: str, side: str) -> Whole:
+    """What is known of the transformer in one prediction of a step."""
+    prefix = f"{scope}.{side}."
+    if prefix not in values.inner:
+        config, state, prompt = values.config["transformer"], values.state, SIDES[side]
+        captured = {k.removeprefix(prefix): v for k, v in values.captured.items() if k.startswith(prefix)}
+        latents = state["latents"]
+        if "image_latents" in state and "repaint" not in state:
+            latents = np.concatenate([latents, state["image_latents"]], axis=1)
+        fed = {
+            "latents": latents, "prompt_embeds": state[f"{prompt}_embeds"], "img_shapes": state["img_shapes"],
+            "timestep": values[f"{scope}.timestep"],
+        }  # fmt: skip
+        if f"{prompt}_mask" in state:
+            fed["prompt_mask"] = state[f"{prompt}_mask"]
+        weights = values.weights["transformer"] if isinstance(values.weights, Mapping) else values.weights
+        graph = qwen_image_transformer(config["num_layers"])
+        values.inner[prefix] = Whole(InnerPlace, graph, "", captured, fed, weights, config)
+    return values.inner[prefix]
