@@ -65,6 +65,12 @@ def tap(name: str, value: T) -> T:
     return value
 
 
+def current() -> str:
+    """The open scopes as they stand before a name tapped here, ``block.07.img.``; empty while nobody records."""
+    active = _active.get()
+    return "" if active is None else active[1]
+
+
 class scope:
     """Context manager that puts ``prefix.`` before the names tapped inside it. Scopes nest."""
 

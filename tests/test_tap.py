@@ -2,7 +2,7 @@
 
 import pytest
 
-from parity.tap import Recorder, changing, recording, scope, tap
+from parity.tap import Recorder, changing, current, recording, scope, tap
 
 
 def model(x):
@@ -22,6 +22,16 @@ def test_names_are_made_of_the_open_scopes():
     with recording(Recorder()) as recorder:
         model([0])
     assert recorder.values == {"in": [0], "block.00.img.attn": [0, 1], "out": [0, 1]}
+
+
+def test_the_open_scopes_can_be_asked_for_while_somebody_records():
+    with scope("block.00"):
+        assert current() == ""
+    with recording(Recorder()):
+        assert current() == ""
+        with scope("block.00"), scope("img"):
+            assert current() == "block.00.img."
+        assert current() == ""
 
 
 def test_only_wanted_names_are_kept():
