@@ -87,6 +87,8 @@ PRESETS = {
     for preset in (
         Preset("tiny", **_TINY),
         Preset("tiny-edit", **_TINY, pipeline="QwenImageEditPlusPipeline", zero_cond_t=True),
+        Preset("small", **_TINY | {"num_layers": 6}),
+        Preset("small-edit", **_TINY | {"num_layers": 6}, pipeline="QwenImageEditPlusPipeline", zero_cond_t=True),
         Preset("wide", 2, 24, 128, (16, 56, 56), 3584, other_bytes=1_600_000_000),
         Preset("full", 60, 24, 128, (16, 56, 56), 3584, other_bytes=1_600_000_000, shard_bytes=1_400_000_000),
     )

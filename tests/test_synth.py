@@ -288,7 +288,8 @@ def test_command_prints_the_table_and_the_folder_last(preset, capsys, tmp_path):
     assert max(map(len, lines[:-1])) <= 80
     assert call(["synth", "mini", "--out", str(tmp_path / "out")]) == 2
     assert call(["synth", "huge"]) == 2
-    with pytest.raises(UsageError, match="no synthetic preset 'huge'; there are: tiny, tiny-edit, wide, full, mini"):
+    known = "tiny, tiny-edit, small, small-edit, wide, full, mini"
+    with pytest.raises(UsageError, match=f"no synthetic preset 'huge'; there are: {known}"):
         synth.ensure("huge")
 
 

@@ -30,8 +30,8 @@ def synth(
     preset: Annotated[
         str,
         Parameter(
-            help="tiny: 60 narrow blocks, 90 MB; tiny-edit: the same to edit with; wide: full width, few layers, 3 GB; "
-            "full: 60 blocks at full width, 43 GB, made in minutes"
+            help="tiny: 60 narrow blocks, 90 MB; small: 6 of them; tiny-edit, small-edit: the same to edit with; "
+            "wide: full width, few layers, 3 GB; full: 60 blocks at full width, 43 GB, made in minutes"
         ),
     ],
     /,
