@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.diagnosis.place import widened
 from parity.stats import unit_roundoff
 
 
@@ -28,7 +27,7 @@ def residual(value: np.ndarray, prediction: np.ndarray) -> Residual:
     """
     if value.shape != prediction.shape:
         return FAR
-    value, prediction = widened(value), widened(prediction)
+    value, prediction = value.astype(np.float64), prediction.astype(np.float64)  # of masks and ids as well
     if not value.size:
         return Residual(0.0, 0.0)
     finite = np.isfinite(prediction)
