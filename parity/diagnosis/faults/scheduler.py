@@ -40,11 +40,6 @@ def shift_missing(p: LevelsPlace) -> Variants:
     yield "no shift", p.changed(shifted=lambda sigmas, mu: sigmas)
     yield "no shift and no stretch", p.changed(shifted=lambda sigmas, mu: sigmas, stretched=lambda sigmas: sigmas)
     yield "shifted twice", p.changed(shifted=lambda sigmas, mu: p.shifted(p.shifted(sigmas, mu), mu))
-    for shift in (1.15, 3.0, 5.0, 7.0):
-        yield (
-            f"static shift {shift}",
-            p.changed(shifted=lambda sigmas, mu, s=shift: s * sigmas / (1 + (s - 1) * sigmas)),
-        )
 
 
 @_levels_fault(
@@ -87,12 +82,6 @@ def terminal_missing(p: LevelsPlace) -> Variants:
     )
     yield "only the last level is set", p.changed(stretched=lambda sigmas: np.append(sigmas[:-1], np.float32(terminal)))
     yield "cut below", p.changed(stretched=lambda sigmas: np.maximum(sigmas, np.float32(terminal)))
-    yield (
-        "scaled linearly between 1 and the terminal",
-        p.changed(
-            stretched=lambda sigmas: terminal + (sigmas - sigmas[-1]) * (1 - terminal) / (sigmas[0] - sigmas[-1])
-        ),
-    )
     for other in (0.1, 0.05, 0.01, 0.002, 0.001, 1e-4):
         yield (
             f"stretched to {other}",
