@@ -24,7 +24,7 @@ SCALED_AND_SHIFTED = "x * (1 + scale) + shift"
 
 @fault(
     "modulation.order", at=tuple(ROLES),
-    title="The chunks of the modulation vector are taken in another order",
+    title="the chunks of the modulation vector are taken in another order",
     fix="shift1, scale1, gate1, shift2, scale2, gate2 = split(mod, 6, axis=-1)",
     seen="the guide",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def _readings(p: TransformerPlace) -> list[tuple[str, Callable[[Array], Array]]]
 
 @fault(
     "norm_out.order", at=("norm_out",),
-    title="The last norm takes shift first where scale comes first",
+    title="the last norm takes shift first where scale comes first",
     fix="scale, shift = split(mod, 2, axis=-1)",
     seen="the guide; mold#73",
 )  # fmt: skip
@@ -102,7 +102,7 @@ def _last_taken(
 
 @fault(
     "modulation.one_plus_missing", at=MODULATED,
-    title="The scale is applied without the 1 that belongs to it", fix=SCALED_AND_SHIFTED,
+    title="the scale is applied without the 1 that belongs to it", fix=SCALED_AND_SHIFTED,
 )  # fmt: skip
 def one_plus_missing(p: TransformerPlace) -> Variants:
     """scale·x + shift."""
@@ -110,7 +110,7 @@ def one_plus_missing(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "modulation.shift_missing", at=MODULATED, title="The shift of the modulation is left out",
+    "modulation.shift_missing", at=MODULATED, title="the shift of the modulation is left out",
     fix=SCALED_AND_SHIFTED, seen="mold#5",
 )  # fmt: skip
 def shift_missing(p: TransformerPlace) -> Variants:
@@ -119,7 +119,7 @@ def shift_missing(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "modulation.scale_missing", at=MODULATED, title="The scale of the modulation is left out",
+    "modulation.scale_missing", at=MODULATED, title="the scale of the modulation is left out",
     fix=SCALED_AND_SHIFTED,
 )  # fmt: skip
 def scale_missing(p: TransformerPlace) -> Variants:
@@ -127,14 +127,14 @@ def scale_missing(p: TransformerPlace) -> Variants:
     yield "x + shift", p.changed(modulate=lambda x, shift, scale: p.modulate(x, shift, scale * 0))
 
 
-@fault("modulation.missing", at=MODULATED, title="The norm is not modulated at all", fix=SCALED_AND_SHIFTED)
+@fault("modulation.missing", at=MODULATED, title="the norm is not modulated at all", fix=SCALED_AND_SHIFTED)
 def missing(p: TransformerPlace) -> Variants:
     """Only the norm."""
     yield "only the norm", p.changed(modulate=lambda x, shift, scale: x)
 
 
 @fault(
-    "modulation.gate_missing", at=("mid",), title="Attention is added without its gate",
+    "modulation.gate_missing", at=("mid",), title="attention is added without its gate",
     fix="hidden = hidden + gate1 * attn", seen="mold#5",
 )  # fmt: skip
 def gate_missing(p: TransformerPlace) -> Variants:
@@ -172,7 +172,7 @@ _GATED: dict[str, Callable[[Array, Array, Array], Array]] = {
 }
 
 
-@fault("modulation.formula", at=MODULATED, title="Scale and shift are combined in another way", fix=SCALED_AND_SHIFTED)
+@fault("modulation.formula", at=MODULATED, title="scale and shift are combined in another way", fix=SCALED_AND_SHIFTED)
 def formula(p: TransformerPlace) -> Variants:
     """Other signs and orders."""
     for detail, function in _FORMULAS.items():
@@ -180,7 +180,7 @@ def formula(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "modulation.formula", at=("mid", "out"), title="The gate is applied in another way",
+    "modulation.formula", at=("mid", "out"), title="the gate is applied in another way",
     fix="hidden = hidden + gate * update",
 )  # fmt: skip
 def gate_formula(p: TransformerPlace) -> Variants:
@@ -190,7 +190,7 @@ def gate_formula(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "modulation.stream_swapped", at=tuple(ROLES), title="A stream is modulated with the other stream's vector",
+    "modulation.stream_swapped", at=tuple(ROLES), title="a stream is modulated with the other stream's vector",
     fix="img with the chunks of img_mod, txt with those of txt_mod",
 )  # fmt: skip
 def stream_swapped(p: TransformerPlace) -> Variants:
@@ -207,7 +207,7 @@ def stream_swapped(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "modulation.silu_missing", at=("mod", "norm_out.mod"), title="The conditioning is not passed through SiLU",
+    "modulation.silu_missing", at=("mod", "norm_out.mod"), title="the conditioning is not passed through SiLU",
     fix="mod = linear(silu(temb))",
 )  # fmt: skip
 def silu_missing(p: TransformerPlace) -> Variants:
@@ -219,7 +219,7 @@ def silu_missing(p: TransformerPlace) -> Variants:
 
 @fault(
     "modulation.activation", at=("mod", "norm_out.mod"),
-    title="The conditioning is passed through another activation than SiLU", fix="mod = linear(silu(temb))",
+    title="the conditioning is passed through another activation than SiLU", fix="mod = linear(silu(temb))",
 )  # fmt: skip
 def activation(p: TransformerPlace) -> Variants:
     """Other activations, and SiLU on both sides of the linear layer."""

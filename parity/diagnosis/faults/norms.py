@@ -40,7 +40,7 @@ def _norm(p: TransformerPlace, layer: Callable[[Array], Array], rms: Callable[[A
 
 
 @fault(
-    "norm.eps", at=(*LAYER, *RMS), title="A norm has another epsilon than 1e-6", fix="eps = 1e-6, inside the root",
+    "norm.eps", at=(*LAYER, *RMS), title="a norm has another epsilon than 1e-6", fix="eps = 1e-6, inside the root",
     seen="mlx-examples#1434",
 )  # fmt: skip
 def eps(p: TransformerPlace) -> Variants:
@@ -80,7 +80,7 @@ def layer_for_rms(p: TransformerPlace) -> Variants:
     yield "LayerNorm", p.changed(rms_norm=lambda x, w, eps=EPS: p.layer_norm(x, eps) * w)
 
 
-@fault("norm.unbiased", at=(*LAYER, *RMS), title="A norm divides the squares by n - 1", fix="variance with ddof = 0")
+@fault("norm.unbiased", at=(*LAYER, *RMS), title="a norm divides the squares by n - 1", fix="variance with ddof = 0")
 def unbiased(p: TransformerPlace) -> Variants:
     """Bessel's correction."""
 
@@ -106,7 +106,7 @@ def _axes(p: TransformerPlace) -> Iterator[tuple[str, Any]]:
 
 
 @fault(
-    "norm.axis", at=(*LAYER, *RMS), title="A norm is taken over another axis",
+    "norm.axis", at=(*LAYER, *RMS), title="a norm is taken over another axis",
     fix="over the channels of one token; of one head in q and k",
 )  # fmt: skip
 def axis(p: TransformerPlace) -> Variants:
@@ -150,7 +150,7 @@ _LAYER_FORMULAS: dict[str, Callable[[Array], Array]] = {
 
 
 @fault(
-    "norm.formula", at=(*LAYER, *RMS), title="A norm is computed by another formula",
+    "norm.formula", at=(*LAYER, *RMS), title="a norm is computed by another formula",
     fix="(x - mean) / sqrt(variance + eps); RMSNorm: x / sqrt(mean(x²) + eps) · weight",
 )  # fmt: skip
 def formula(p: TransformerPlace) -> Variants:
@@ -165,14 +165,14 @@ def formula(p: TransformerPlace) -> Variants:
         yield detail, p.changed(rms_norm=lambda x, w, eps=EPS: x / np.sqrt(_square(_centred(x)) + eps) * w)
 
 
-@fault("norm.missing", at=LAYER, title="A LayerNorm is left out", fix="LayerNorm without weights, eps 1e-6")
+@fault("norm.missing", at=LAYER, title="a LayerNorm is left out", fix="LayerNorm without weights, eps 1e-6")
 def missing(p: TransformerPlace) -> Variants:
     """Its input goes on as it is."""
     yield "not normalized", p.changed(layer_norm=lambda x, eps=EPS: x)
 
 
 @fault(
-    "norm.missing", at=("modulated", "modulated2"), title="A LayerNorm is left out", fix="modulate the norm's output"
+    "norm.missing", at=("modulated", "modulated2"), title="a LayerNorm is left out", fix="modulate the norm's output"
 )
 def not_used(p: TransformerPlace) -> Variants:
     """What was normalized is not what is modulated."""
@@ -182,7 +182,7 @@ def not_used(p: TransformerPlace) -> Variants:
 
 @fault(
     "norm.wrong_input", at=("normed", "normed2", "modulated", "modulated2"),
-    title="A norm is taken of another tensor", fix="norm1 of what enters the block, norm2 of what attention leaves",
+    title="a norm is taken of another tensor", fix="norm1 of what enters the block, norm2 of what attention leaves",
 )  # fmt: skip
 def wrong_input(p: TransformerPlace) -> Variants:
     """The other norm of the block, or norm after the modulation."""
@@ -203,7 +203,7 @@ def wrong_input(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "norm.weight_plus_one", at=RMS, title="The norm's weight is applied as 1 + weight",
+    "norm.weight_plus_one", at=RMS, title="the norm's weight is applied as 1 + weight",
     fix="multiply by the weight as it is stored",
 )  # fmt: skip
 def weight_plus_one(p: TransformerPlace) -> Variants:
@@ -211,7 +211,7 @@ def weight_plus_one(p: TransformerPlace) -> Variants:
     yield "1 + weight", p.changed(rms_norm=lambda x, w, eps=EPS: p.rms_norm(x, 1 + w, eps))
 
 
-@fault("norm.weight_missing", at=RMS, title="The norm's weight is not applied", fix="multiply by the stored weight")
+@fault("norm.weight_missing", at=RMS, title="the norm's weight is not applied", fix="multiply by the stored weight")
 def weight_missing(p: TransformerPlace) -> Variants:
     """All ones instead; or applied twice, or before the norm."""
     yield "no weight", p.changed(rms_norm=lambda x, w, eps=EPS: p.rms_norm(x, w * 0 + 1, eps))
@@ -220,7 +220,7 @@ def weight_missing(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "norm.txt_missing", at=("txt_norm", "txt_in"), title="The RMSNorm of the prompt embeddings is left out",
+    "norm.txt_missing", at=("txt_norm", "txt_in"), title="the RMSNorm of the prompt embeddings is left out",
     fix="txt_in(txt_norm(prompt_embeds))",
 )  # fmt: skip
 def txt_missing(p: TransformerPlace) -> Variants:
@@ -231,7 +231,7 @@ def txt_missing(p: TransformerPlace) -> Variants:
         yield "txt_in of prompt_embeds", p.changed(linear=lambda x, layer: p.linear(p.fed("prompt_embeds"), layer))
 
 
-@fault("norm.qk_missing", at=QK, title="The norm of q or k is left out", fix="rotate(norm_q(to_q(x)), table)")
+@fault("norm.qk_missing", at=QK, title="the norm of q or k is left out", fix="rotate(norm_q(to_q(x)), table)")
 def qk_missing(p: TransformerPlace) -> Variants:
     """Rotated as projected; or only its weight applied."""
     yield "not normalized", p.changed(qk_norm=lambda x, kind: x)

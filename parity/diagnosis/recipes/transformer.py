@@ -206,18 +206,33 @@ class TransformerPlace(Place):
         angle = scale * timestep[:, None] * frequency
         return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
 
+    def first_frame(self, index: int) -> int:
+        """Frame at which a picture begins: its index; with use_layer3d_rope the last one, the condition, is at -1."""
+        layered = self.config.get("use_layer3d_rope") and index == len(self.fed("img_shapes")) - 1
+        return -1 if layered else index
+
+    def rows(self, height: int) -> Array:
+        """Positions of a picture's rows, centred on zero."""
+        return np.arange(height) - (height - height // 2)
+
+    def columns(self, width: int) -> Array:
+        """Positions of a picture's columns, centred on zero."""
+        return np.arange(width) - (width - width // 2)
+
     def image_positions(self) -> Array:
-        """(frame, row, column) of each image token, rows and columns centred on zero, L 3."""
+        """(frame, row, column) of each image token, L 3."""
         return np.concatenate(
             [
-                _grid(index, frames, np.arange(h) - (h - h // 2), np.arange(w) - (w - w // 2))
+                grid(self.first_frame(index), frames, self.rows(h), self.columns(w))
                 for index, (frames, h, w) in enumerate(self.fed("img_shapes").tolist())
             ]
         )
 
     def text_start(self) -> int:
         """Position of the first text token."""
-        return max(max(h // 2, w // 2) for _, h, w in self.fed("img_shapes").tolist())
+        shapes = self.fed("img_shapes").tolist()
+        behind = max(max(h // 2, w // 2) for _, h, w in shapes)
+        return max(behind, len(shapes) - 1) if self.config.get("use_layer3d_rope") else behind
 
     def text_length(self) -> int:
         """S."""
@@ -321,6 +336,7 @@ class TransformerPlace(Place):
     }
 
 
-def _grid(frame: int, frames: int, rows: Array, columns: Array) -> Array:
+def grid(frame: int, frames: int, rows: Array, columns: Array) -> Array:
+    """(frame, row, column) of each token of one picture, row by row, tokens 3."""
     axes = (np.arange(frame, frame + frames), rows, columns)
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
