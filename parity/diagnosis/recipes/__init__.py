@@ -9,6 +9,7 @@ from parity.diagnosis.place import Place
 _CLASSES = {
     "transformer": "transformer:TransformerPlace",
     "scheduler": "scheduler:SchedulerPlace",
+    "text": "text:TextPlace",
     "pipeline": "pipeline:PipelinePlace",
 }
 
