@@ -104,8 +104,17 @@ def default_jobs(model: ModelFolder, units: int) -> int:
     return 1 if model.nbytes > LARGE_BYTES else max(1, min(units, workers.usable_cores()))
 
 
-def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result.Run:
+def run(
+    job: Job, folder: RunFolder, command: str, progress: Progress, lockstep: type[Lockstep] = Lockstep
+) -> result.Run:
     """Run what is not yet done of a job and write ``parity.json``.
+
+    Args:
+        job: what to run.
+        folder: where to.
+        command: that was given, for the report.
+        progress: told after each stage.
+        lockstep: what runs a unit's stages.
 
     Returns:
         the contents of ``parity.json``.
@@ -116,7 +125,7 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
     started, clock = datetime.now(UTC), time.monotonic()
     units = job.units
     _check_room(folder.path, units)
-    found_in, peak = _run_units(job, units, folder, progress)
+    found_in, peak = _run_units(job, units, folder, progress, lockstep)
     cases = []
     spent: Counter[str] = Counter()
     for unit in units:
@@ -141,7 +150,9 @@ def run(job: Job, folder: RunFolder, command: str, progress: Progress) -> result
     return assembled
 
 
-def _run_units(job: Job, units: list[Unit], folder: RunFolder, progress: Progress) -> tuple[dict[str, Any], int]:
+def _run_units(
+    job: Job, units: list[Unit], folder: RunFolder, progress: Progress, lockstep: type[Lockstep]
+) -> tuple[dict[str, Any], int]:
     """Bring all units onto the disk; gives the environment in which they were run, and the largest process's size."""
     total = sum(len(unit.graph.stages) for unit in units)
     found: dict[str, Any] = {}
@@ -158,7 +169,7 @@ def _run_units(job: Job, units: list[Unit], folder: RunFolder, progress: Progres
             done += 1
             progress(*value, done, total)
 
-    tasks = [partial(_unit_task, job, unit, folder.path) for unit in units]
+    tasks = [partial(_unit_task, job, unit, folder.path, lockstep) for unit in units]
     if job.jobs > 1:
         workers.run(tasks, job.jobs, told)
     else:
@@ -168,7 +179,7 @@ def _run_units(job: Job, units: list[Unit], folder: RunFolder, progress: Progres
     return found, peak
 
 
-def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
+def _unit_task(job: Job, unit: Unit, path: Path, lockstep: type[Lockstep]) -> Iterator[tuple[str, Any]]:
     """Run the stages of a unit that are not on disk yet; tells the environment and every stage, old and new."""
     folder = RunFolder(path)
     reference, candidate = open_port("reference"), open_port(job.candidate)
@@ -178,11 +189,11 @@ def _unit_task(job: Job, unit: Unit, path: Path) -> Iterator[tuple[str, Any]]:
     if folder.is_done(unit.key):
         return
     original = job.original.root if job.original else None
-    lockstep = Lockstep(unit, reference, candidate, job.model.root, [lora.adapter for lora in job.loras], original)
+    side_by_side = lockstep(unit, reference, candidate, job.model.root, [lora.adapter for lora in job.loras], original)
     if chains is None:
-        chains = lockstep.start(unit.case.inputs(job.model.configs, unit.dtype))
+        chains = side_by_side.start(unit.case.inputs(job.model.configs, unit.dtype))
     for done, (stage, after, stage_result) in enumerate(
-        _stages(job, unit, lockstep, chains, len(lines)), len(lines) + 1
+        _stages(job, unit, side_by_side, chains, len(lines)), len(lines) + 1
     ):
         entry = _entry(stage, stage_result)
         entry["pictures"] = run_pictures.keep(path, unit.key, stage_result.pictures)
