@@ -10,6 +10,7 @@ _CLASSES = {
     "transformer": "transformer:TransformerPlace",
     "scheduler": "scheduler:SchedulerPlace",
     "text": "text:TextPlace",
+    "vae": "vae:VaePlace",
     "pipeline": "pipeline:PipelinePlace",
 }
 
