@@ -8,7 +8,7 @@ from mini import write_checkpoint
 from stages import stage_of
 
 from parity.diagnosis.causes import Finding, assemble
-from parity.diagnosis.evidence import Stage
+from parity.diagnosis.evidence import RIGHT, Stage
 from parity.diagnosis.fault import Fault
 from parity.diagnosis.fingerprint import fingerprint
 from parity.diagnosis.from_run import wrong_of
@@ -58,7 +58,7 @@ def test_nothing_is_wrong_with_the_reference_itself(folder, name, dtype) -> None
 
     assert not stage.unstable
     assert len(stage.local()) == len(stage.values.graph.names_of(name))
-    assert max(one.excess for one in stage.local()) <= 1
+    assert max(one.excess for one in stage.local()) <= RIGHT
     assert wrong_of(stage) == []
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from parity.rounding import jitter
 
 # A recipe that is not the truth's to this much does not describe the installed reference.
 RECIPE_LIMIT = 1e-7
+# Excess up to which nothing more has to be known of a checkpoint.
+RIGHT = 2.0
 # Why a computation with exchanged parts may be impossible: no such weight, no such shape.
 IMPOSSIBLE = (KeyError, ValueError, IndexError, ZeroDivisionError, TypeError)
 
@@ -66,11 +68,20 @@ class Stage:
             return self._against_truth(place, value)
         found = residual(value, prediction)
         floor = resolution(self.dtype, prediction)
-        for one in self.references:
-            if name in one and (own := predict(one.place(name))) is not None:
-                floor = larger(floor, residual(one.captured[name], own))
-        floor = larger(floor, self.sensitivity(self.jittered.place(name), prediction))
+        for more in (*(partial(self._left_by, one, name) for one in self.references),
+                     lambda: self.sensitivity(self.jittered.place(name), prediction)):  # fmt: skip
+            # Most checkpoints are right by a part of the floor already.
+            if excess(found, floor) <= RIGHT:
+                break
+            floor = larger(floor, more())
         return Local(place, value, prediction, found, floor, "recipe")
+
+    @staticmethod
+    def _left_by(reference: Values, name: str) -> Residual:
+        """What the reference's own rounding leaves at a checkpoint."""
+        if name not in reference or (own := predict(reference.place(name))) is None:
+            return Residual(0.0, 0.0)
+        return residual(reference.captured[name], own)
 
     def sensitivity(self, jittered: Place, prediction: Array) -> Residual:
         """What one unit in the last place of the parents does to a prediction."""

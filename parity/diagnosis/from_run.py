@@ -115,9 +115,10 @@ def _investigate(unit: _Unit, ports: Reopened, search: Search, log: _Log, limits
         if stage is None:
             log.unexplained.append(Unexplained(unit.flagged[name][0], float("nan"), f"the candidate raised {raised}"))
             continue
-        if any(seen.get(_like(one), 0) < SEARCHED for one in unit.flagged[name]):
-            stage.verify()
         wrong = wrong_of(stage, limits)
+        if any(seen.get(_like(one.name), 0) < SEARCHED for one in wrong):
+            stage.verify()
+            wrong = wrong_of(stage, limits) if stage.unstable else wrong
         if not wrong:
             _say_not_reproduced(unit, name, log)
         for one in wrong:

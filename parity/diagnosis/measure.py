@@ -30,18 +30,19 @@ def residual(value: np.ndarray, prediction: np.ndarray) -> Residual:
     value, prediction = value.astype(np.float64), prediction.astype(np.float64)  # of masks and ids as well
     if not value.size:
         return Residual(0.0, 0.0)
-    finite = np.isfinite(prediction)
-    if not finite.all():
+    norm = float(np.linalg.norm(prediction))
+    if not np.isfinite(norm):
+        finite = np.isfinite(prediction)
         if not np.array_equal(value[~finite], prediction[~finite], equal_nan=True):
             return FAR
         value, prediction = value[finite], prediction[finite]
         if not value.size:
             return Residual(0.0, 0.0)
+        norm = float(np.linalg.norm(prediction))
     difference = value - prediction
-    if not np.isfinite(difference).all():
-        return FAR
-    norm = float(np.linalg.norm(prediction))
     far = float(np.linalg.norm(difference))
+    if not np.isfinite(far):
+        return FAR
     return Residual(0.0 if far == 0 else far / norm if norm else np.inf, float(np.abs(difference).max()))
 
 

@@ -52,8 +52,10 @@ class Values:
         self.captured, self.state, self.weights, self.config = captured, state, weights, config
         self.truth: Mapping[str, Array] = truth or {}
         self._wide: dict[str, Array] = {}
-        # Of components that run inside this stage, by a name that the domain gives them.
-        self.inner: dict[str, Values] = {}
+        # What plain places have computed for one another.
+        self.shared: dict[str, Array] = {}
+        # What was made of components that run inside this stage, by a name that the domain gives it.
+        self.inner: dict[str, Any] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.captured
@@ -100,12 +102,14 @@ class Place(ABC):
         name: of the checkpoint.
         kind, block, stream: see `parity.names.Parts`.
         values: what is known at the stage.
+        plain: nothing of it is exchanged, so that what it computes may be kept for others.
     """
 
     component: ClassVar[str]
 
     def __init__(self, values: Values, name: str) -> None:
         self.values, self.name = values, name
+        self.plain = True
         parts = parse(name)
         self.kind, self.block, self.stream = parts.kind, parts.block, parts.stream
 
@@ -134,6 +138,7 @@ class Place(ABC):
     def changed(self, **arithmetic: Callable[..., Any]) -> Self:
         """The same place with some of its methods exchanged."""
         other = copy.copy(self)
+        other.plain = False
         for name, function in arithmetic.items():
             if not hasattr(self, name):
                 raise AttributeError(f"{type(self).__name__} has no {name} to exchange")
