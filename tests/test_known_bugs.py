@@ -1,4 +1,4 @@
-"""The table of known bugs is read whole, a garbled one is named, and an entry speaks of its versions and devices only."""
+"""The table of known bugs is read whole, and an entry speaks of its versions, devices and sizes only."""
 
 import pytest
 
