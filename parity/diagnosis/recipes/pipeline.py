@@ -3,7 +3,8 @@
 B prompts, L latent tokens of the picture made, M of condition pictures, C channels of a latent token, S text tokens.
 
 Inside a step the transformer's own recipes are used. Text encoder and VAE leave no checkpoints of their own in a
-pipeline: they are computed as a whole from what went into them, where that is little enough (`recipes.whole`).
+pipeline: they are computed as a whole from what went into them, where that is little enough. What has been through a
+picture library or a tokenizer is only held against the truth.
 """
 
 from __future__ import annotations
@@ -13,16 +14,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from parity.components.text import text_graph
+from parity.components.vae import vae_graph
 from parity.diagnosis.place import Array, Place, Values
 from parity.diagnosis.recipes.scheduler import LevelsPlace
+from parity.diagnosis.recipes.text import PREFIX, TextPlace
 from parity.diagnosis.recipes.transformer import TransformerPlace
-from parity.diagnosis.recipes.whole import Whole
+from parity.diagnosis.recipes.vae import VaePlace
+from parity.diagnosis.recipes.whole import Change, Whole
 from parity.names import block_stage, qwen_image_transformer
 
 # Which prompt each prediction of a step is made for.
 SIDES = {"cond": "prompt", "uncond": "negative"}
-# What the reference is only held equal to: there is nothing it is computed from without a tokenizer or a library.
-_GIVEN = ("prompt_ids", "negative_ids", "prompt_mask", "negative_mask", "mask")
+# What the truth is only held equal to: there is nothing it is computed from without a tokenizer or a library.
+_GIVEN = ("prompt_ids", "negative_ids", "prompt_mask", "negative_mask", "mask", "image_latents")
+# Of a prompt; the pipelines' own default.
+LONGEST_PROMPT = 512
+# Multiplications for which a whole component is computed; some seconds.
+AFFORDABLE = 2e10
 
 
 class InnerPlace(TransformerPlace):
@@ -117,6 +126,35 @@ class PipelinePlace(LevelsPlace):
             return self.noised(self.values["pipeline.image_latents"])
         return self.fed("latents")
 
+    def encoded(self, change: Change | None = None) -> Array:
+        """What the text encoder makes of the candidate's own tokens, B S J."""
+        prompt = self.kind.removeprefix("pipeline.").removesuffix("_embeds")
+        return self.text_encoder(prompt, change)["text.prompt_embeds"]
+
+    def text_encoder(self, prompt: str, change: Change | None = None) -> Whole:
+        """The text encoder on a prompt's ids, with a fault everywhere.
+
+        Raises:
+            KeyError: it is too large.
+        """
+        ids = self.values[f"pipeline.{prompt}_ids"]
+        template = {"edit": 1, "edit_plus": 2}.get(self.pipeline_kind, 0)
+        config = self.config["text_encoder"]
+        shape = config.get("text_config") or config
+        layer = shape["hidden_size"] * (4 * shape["hidden_size"] + 3 * shape["intermediate_size"])
+        _check_affordable(shape["num_hidden_layers"] * layer * ids.size, "text encoder")
+        counts = self.values[f"pipeline.{prompt}_mask"].sum(1) + PREFIX[template]
+        mask = np.arange(ids.shape[1]) < counts[:, None]
+        if mask.any(0).sum() < ids.shape[1]:
+            raise KeyError("of a prompt that was cut, the mask is not known")
+        fed = {"template": np.array(template), "max_sequence_length": np.array(LONGEST_PROMPT)}
+        if "edit" in self.pipeline_kind:
+            fed["image_features"] = self.values["pipeline.features"]
+        captured = {"text.ids": ids, "text.mask": mask}
+        graph = text_graph(shape["num_hidden_layers"])
+        weights = self.values.weights["text_encoder"]
+        return Whole(TextPlace, graph, "", captured, fed, weights, config, truth=captured, change=change)
+
     # A step.
 
     def timestep(self) -> Array:
@@ -189,6 +227,49 @@ class PipelinePlace(LevelsPlace):
         moved = self.moved(self.fed("latents"), self.of("noise_pred"))
         return self.put_back(moved) if "repaint" in self.values.state else moved
 
+    # The picture.
+
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of latent tokens."""
+        _, rows, columns = self.fed("img_shapes")[0].tolist()
+        return int(rows), int(columns)
+
+    def unpacked(self, tokens: Array) -> Array:
+        """B L 4z to B z 1 h w."""
+        rows, columns = self.grid()
+        parts = tokens.reshape(len(tokens), rows, columns, -1, 2, 2).transpose(0, 3, 1, 4, 2, 5)
+        return parts.reshape(len(tokens), -1, 1, 2 * rows, 2 * columns)
+
+    def decoded(self, latents: Array, change: Change | None = None) -> Array:
+        """What the VAE makes of B z 1 h w: B 3 1 H W, not clipped.
+
+        Raises:
+            KeyError: it is too large.
+        """
+        config = self.config["vae"]
+        _check_affordable(225 * 64 * latents[:, 0].size * config["base_dim"] ** 2, "VAE")
+        shape = (config["base_dim"], tuple(config["dim_mult"]), config["num_res_blocks"])
+        graph, weights = vae_graph(*shape, start="latents"), self.values.weights["vae"]
+        return Whole(VaePlace, graph, "", {}, {"latents": latents}, weights, config, change=change)["vae.decode.image"]
+
+    def to_unit(self, pictures: Array) -> Array:
+        """-1…1, and what stands over, to 0…1."""
+        return np.clip(np.clip(pictures, -1, 1) * 0.5 + 0.5, 0, 1)
+
+    def channels_last(self, pictures: Array) -> Array:
+        """B 3 H W to B H W 3."""
+        return pictures.transpose(0, 2, 3, 1)
+
+    def pictures(self) -> Array:
+        """B 3 H W in -1…1 and over; the same for all faults behind the VAE."""
+        key = "pictures"
+        if key not in self.values.inner:
+            self.values.inner[key] = self.decoded(self.unpacked(self.fed("latents")))[:, :, 0]
+        return self.values.inner[key]
+
+    def _image(self) -> Array:
+        return self.channels_last(self.to_unit(self.pictures()))
+
     def recipe(self) -> Array:
         """See `Place.recipe`."""
         if self.kind in self._RECIPES:
@@ -202,12 +283,20 @@ class PipelinePlace(LevelsPlace):
         "pipeline.sigmas": lambda p: p.kept(p.ended(p.levels())),
         "pipeline.timesteps": lambda p: p.to_timesteps(p.values["pipeline.sigmas"]),
         "pipeline.latents": _latents_before,
+        "pipeline.prompt_embeds": lambda p: p.encoded(),
+        "pipeline.negative_embeds": lambda p: p.encoded(),
         "timestep": lambda p: p.timestep(),
         "cond": _predicted,
         "uncond": _predicted,
         "noise_pred": lambda p: p.noise_pred(),
         "latents": _latents_after,
+        "pipeline.image": _image,
     }
+
+
+def _check_affordable(products: float, what: str) -> None:
+    if products > AFFORDABLE:
+        raise KeyError(f"{what}: too much to compute")
 
 
 def _transformer(values: Values, scope: str, side: str) -> Whole:
