@@ -68,3 +68,27 @@ def base_of(table: Array | None, positions: Array, axes: Sequence[int]) -> float
         if own[1] > 0:
             return float(f"{own[1] ** (-width / 2):.4g}")
     return None
+
+
+def _slowest(sinusoid: Array | None, timestep: Array) -> tuple[float, float] | None:
+    """(timestep, angle of the slowest channel) of the sample with the largest timestep."""
+    if sinusoid is None or sinusoid.ndim != 2 or sinusoid.shape[1] % 2 or len(sinusoid) != len(timestep):
+        return None
+    row = int(np.argmax(timestep))
+    time, last = float(timestep[row]), sinusoid.shape[1] // 2 - 1
+    if time <= 0:
+        return None
+    angle = float(np.arctan2(float(sinusoid[row, -1]), float(sinusoid[row, last])))
+    return (time, angle) if angle > 0 else None
+
+
+def time_scale_of(sinusoid: Array | None, timestep: Array) -> float | None:
+    """What timesteps were multiplied by, at the model's frequencies; None where it cannot be read off. B 256, B."""
+    found = _slowest(sinusoid, timestep)
+    return None if found is None else float(f"{found[1] / found[0] * 10000 ** (127 / 128):.4g}")
+
+
+def period_of(sinusoid: Array | None, timestep: Array) -> float | None:
+    """Longest period of a sinusoid of 1000·t; None where it cannot be read off. B 256, B."""
+    found = _slowest(sinusoid, timestep)
+    return None if found is None else float(f"{(1000 * found[0] / found[1]) ** (128 / 127):.4g}")

@@ -168,7 +168,6 @@ _GATED: dict[str, Callable[[Array, Array, Array], Array]] = {
     "x + gate²·y": lambda x, gate, y: x + gate**2 * y,
     "x + gate + y": lambda x, gate, y: x + gate + y,
     "x + gate": lambda x, gate, y: x + gate + 0 * y,
-    "2·x + gate·y": lambda x, gate, y: 2 * x + gate * y,
 }
 
 
