@@ -240,17 +240,21 @@ class PipelinePlace(LevelsPlace):
         parts = tokens.reshape(len(tokens), rows, columns, -1, 2, 2).transpose(0, 3, 1, 4, 2, 5)
         return parts.reshape(len(tokens), -1, 1, 2 * rows, 2 * columns)
 
-    def decoded(self, latents: Array, change: Change | None = None) -> Array:
-        """What the VAE makes of B z 1 h w: B 3 1 H W, not clipped.
+    def decoded(self, change: Change | None = None) -> Array:
+        """What the VAE makes of the latents, B 3 H W, not clipped."""
+        return self.vae_decoder(change)["vae.decode.image"][:, :, 0]
+
+    def vae_decoder(self, change: Change | None = None) -> Whole:
+        """The VAE's decoder on the latents, with a fault everywhere.
 
         Raises:
             KeyError: it is too large.
         """
-        config = self.config["vae"]
+        config, latents = self.config["vae"], self.unpacked(self.fed("latents"))
         _check_affordable(225 * 64 * latents[:, 0].size * config["base_dim"] ** 2, "VAE")
         shape = (config["base_dim"], tuple(config["dim_mult"]), config["num_res_blocks"])
         graph, weights = vae_graph(*shape, start="latents"), self.values.weights["vae"]
-        return Whole(VaePlace, graph, "", {}, {"latents": latents}, weights, config, change=change)["vae.decode.image"]
+        return Whole(VaePlace, graph, "", {}, {"latents": latents}, weights, config, change=change)
 
     def to_unit(self, pictures: Array) -> Array:
         """-1…1, and what stands over, to 0…1."""
@@ -261,11 +265,10 @@ class PipelinePlace(LevelsPlace):
         return pictures.transpose(0, 2, 3, 1)
 
     def pictures(self) -> Array:
-        """B 3 H W in -1…1 and over; the same for all faults behind the VAE."""
-        key = "pictures"
-        if key not in self.values.inner:
-            self.values.inner[key] = self.decoded(self.unpacked(self.fed("latents")))[:, :, 0]
-        return self.values.inner[key]
+        """`decoded`, computed once: it is the same for all faults behind the VAE."""
+        if "pictures" not in self.values.inner:
+            self.values.inner["pictures"] = self.decoded()
+        return self.values.inner["pictures"]
 
     def _image(self) -> Array:
         return self.channels_last(self.to_unit(self.pictures()))
