@@ -54,8 +54,8 @@ _LONG = "A red fox in fresh snow at the edge of a pine forest. " * 110
 
 CASES: Mapping[str, Setting] = {
     "square": Setting(_transformer("square", (128, 128), text=(14,))),
-    "landscape": Setting(_transformer("landscape", (80, 176), text=(19,), timestep=0.5)),
-    "batch": Setting(_transformer("batch", (96, 96), text=(7, 12), timestep=0.7)),
+    "landscape": Setting(_transformer("landscape", (80, 176), text=(19,), timestep=0.517)),
+    "batch": Setting(_transformer("batch", (96, 96), text=(7, 12), timestep=0.703)),
     "long": Setting(_transformer("long", (64, 96), text=(330,), timestep=0.3)),
     "edit": Setting(_transformer("edit", (96, 96), (64, 80), text=(11,), timestep=0.8), "edit"),
     "quantized": Setting(_transformer("quantized", (96, 112), text=(13,), timestep=0.6), "quantized"),
@@ -93,9 +93,9 @@ def write_lora(folder: Path, config: Mapping[str, Any]) -> Adapter:
     draw, tensors = np.random.Generator(np.random.Philox(key=7)), {}
     for layer, (outputs, inputs) in linear_layers(config).items():
         down = draw.standard_normal((4, inputs), dtype=np.float32) / np.float32(inputs**0.5)
-        tensors[f"transformer.{layer}.lora_A.weight"] = down
-        tensors[f"transformer.{layer}.lora_B.weight"] = draw.standard_normal((outputs, 4), dtype=np.float32) * 0.1
-        tensors[f"transformer.{layer}.alpha"] = np.array(2.0, np.float32)
+        tensors[f"diffusion_model.{layer}.lora_A.weight"] = down
+        tensors[f"diffusion_model.{layer}.lora_B.weight"] = draw.standard_normal((outputs, 4), dtype=np.float32) * 0.1
+        tensors[f"diffusion_model.{layer}.alpha"] = np.array(2.0, np.float32)
     path = folder / "bench.safetensors"
     save_file({key: np.ascontiguousarray(value, np.float32) for key, value in tensors.items()}, path)
     return Adapter(path, 0.8)
