@@ -83,7 +83,10 @@ def flat_readings(shape: tuple[int, ...]) -> Iterator[tuple[str, Callable[[Array
     for order in permutations(range(len(axes))):
         if list(order) == sorted(order):
             continue
-        shown = ", ".join(str(axes[i]) for i in order)
+        whole = list(range(len(shape)))
+        for slot, i in zip(axes, order, strict=True):
+            whole[slot] = axes[i]
+        shown = ", ".join(map(str, whole))
         yield f"axes ({shown}) written, read as if in order", _written(sizes, order)
         if tuple(sizes[i] for i in order) != sizes:
             yield f"written in order, read as axes ({shown})", _read(sizes, order)

@@ -51,7 +51,7 @@ def speed_of(table: Array | None, positions: Array) -> float | None:
         turns = _turns(table, positions, axis)
         # The fastest channel of an axis turns most.
         if turns is not None and width and (fastest := float(np.abs(turns).max())) > 1e-6:
-            return float(f"{fastest:.4g}")
+            return float(f"{fastest:.5g}")
     return None
 
 
@@ -66,7 +66,7 @@ def base_of(table: Array | None, positions: Array, axes: Sequence[int]) -> float
         own = turns[cuts[axis] : cuts[axis + 1]]
         # The fastest of the rest is told most sharply.
         if own[1] > 0:
-            return float(f"{own[1] ** (-width / 2):.4g}")
+            return float(f"{own[1] ** (-width / 2):.5g}")
     return None
 
 
@@ -85,10 +85,10 @@ def _slowest(sinusoid: Array | None, timestep: Array) -> tuple[float, float] | N
 def time_scale_of(sinusoid: Array | None, timestep: Array) -> float | None:
     """What timesteps were multiplied by, at the model's frequencies; None where it cannot be read off. B 256, B."""
     found = _slowest(sinusoid, timestep)
-    return None if found is None else float(f"{found[1] / found[0] * 10000 ** (127 / 128):.4g}")
+    return None if found is None else float(f"{found[1] / found[0] * 10000 ** (127 / 128):.5g}")
 
 
 def period_of(sinusoid: Array | None, timestep: Array) -> float | None:
     """Longest period of a sinusoid of 1000·t; None where it cannot be read off. B 256, B."""
     found = _slowest(sinusoid, timestep)
-    return None if found is None else float(f"{(1000 * found[0] / found[1]) ** (128 / 127):.4g}")
+    return None if found is None else float(f"{(1000 * found[0] / found[1]) ** (128 / 127):.5g}")

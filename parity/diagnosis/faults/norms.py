@@ -181,7 +181,7 @@ def not_used(p: TransformerPlace) -> Variants:
 
 
 @fault(
-    "norm.wrong_input", at=("normed", "normed2", "modulated", "modulated2"),
+    "norm.wrong_input", at=("normed2", "modulated", "modulated2"),
     title="a norm is taken of another tensor", fix="norm1 of what enters the block, norm2 of what attention leaves",
 )  # fmt: skip
 def wrong_input(p: TransformerPlace) -> Variants:
@@ -189,8 +189,6 @@ def wrong_input(p: TransformerPlace) -> Variants:
     if p.kind == "normed2":
         yield "of what enters the block", p.changed(layer_norm=lambda x, eps=EPS: p.layer_norm(p.entering(), eps))
         yield "of attention alone", p.changed(layer_norm=lambda x, eps=EPS: p.layer_norm(p.of("attn"), eps))
-    if p.kind in ("normed", "normed2"):
-        yield "of the norm again", p.changed(layer_norm=lambda x, eps=EPS: p.layer_norm(p.layer_norm(x, eps), eps))
     if p.kind == "modulated2":
         first = lambda x, shift, scale: p.modulate(p.of("normed"), shift, scale)  # noqa: E731
         yield "the first norm is modulated", p.changed(modulate=first)
