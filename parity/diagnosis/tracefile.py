@@ -1,0 +1,255 @@
+"""Traces and dumps from elsewhere, read with every size checked before anything is allocated.
+
+A trace is a folder as `parity.trace` writes it. A dump is a plain ``.safetensors`` file whose keys are names of
+checkpoints, as any language can write it; its arrays are mapped, not read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from parity import trace
+from parity.components import COMPONENTS
+from parity.errors import UsageError, WeightsError
+from parity.names import BLOCK_KINDS, GUIDE_KINDS
+from parity.names import parse as parts_of
+from parity.safetensors_header import and_more, json_file, read_header, shown
+from parity.stats import describe
+
+# Values are those of one column: chunks have twelve a row.
+ROWS, VALUES, STATS_BYTES, UNITS = 200_000, 4_000_000, 256 << 20, 1000
+# The footer of a Parquet file names each column a few times.
+_FOOTER = {"thrift_string_size_limit": 1 << 20, "thrift_container_size_limit": 1 << 20}
+_NUMPY: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
+    "U64": np.uint64, "I32": np.int32, "U32": np.uint32, "I16": np.int16, "U16": np.uint16, "I8": np.int8,
+    "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+_READ = [name for name in trace._SCHEMA.names if name != "histogram"]
+
+Stats = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Statistics of one side.
+
+    Attributes:
+        label: what it is called in messages.
+        stats: checkpoint -> fields of `parity.stats.ArrayStats`, in the order in which they are made.
+        about: the manifest: component, case, dtype, mode, configs; empty for a dump.
+    """
+
+    label: str
+    stats: Mapping[str, Stats]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def level(self) -> str:
+        """Of detail, from the names of the transformer's blocks; empty where there are none."""
+        kinds = {parts.kind for name in self.stats if (parts := parts_of(name)).block is not None}
+        kinds &= set(BLOCK_KINDS)
+        if not kinds:
+            return ""
+        return "full" if kinds & {"q", "k", "v"} else "block" if kinds - set(GUIDE_KINDS) else "kinds"
+
+
+def read_trace(folder: Path) -> Trace:
+    """Read and check one side's trace.
+
+    Raises:
+        UsageError: unfinished, too large, or not what `parity.trace` writes.
+    """
+    label = shown(f"{folder.parent.name}/{folder.name}")
+    if not (folder / "manifest.json").is_file():
+        raise UsageError(f"{label}: no manifest.json here; a trace that was cut off has none, record it again")
+    try:
+        about = json_file(folder / "manifest.json")
+    except OSError as error:
+        raise UsageError(f"{label}/manifest.json: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{label}/manifest.json: {error}") from None
+    problem = _manifest_problem(about)
+    if problem:
+        raise UsageError(f"{label}/manifest.json: {problem}")
+    rows = _read_stats(folder / "stats.parquet", f"{label}/stats.parquet")
+    strangers = sorted(set(about["order"]) ^ set(rows))
+    if strangers:
+        raise UsageError(f"{label}: manifest.json and stats.parquet name other checkpoints: {shown(strangers[0])}")
+    return Trace(label, {name: rows[name] for name in about["order"]}, about)
+
+
+def _manifest_problem(about: Mapping[str, Any]) -> str:
+    if about.get("schema") != trace.SCHEMA:
+        return f"schema is {shown(about.get('schema'))}, this version reads {trace.SCHEMA}"
+    order = about.get("order")
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        return "order is no list of names"
+    if len(order) > ROWS:
+        return f"order has {len(order)} names, against a limit of {ROWS}"
+    if len(set(order)) != len(order):
+        return "order has a name twice"
+    for key, kind in (("component", str), ("dtype", str), ("mode", str), ("case", dict), ("configs", dict)):
+        if not isinstance(about.get(key), kind):
+            return f"{key} is {shown(about.get(key))}, expected {'a text' if kind is str else 'an object'}"
+    if about["component"] not in COMPONENTS:
+        return f"component is {shown(about['component'])}, expected one of {', '.join(COMPONENTS)}"
+    return ""
+
+
+def _read_stats(path: Path, label: str) -> dict[str, dict[str, Any]]:
+    """Rows by name, each with the fields of `ArrayStats`."""
+    try:
+        size = path.stat().st_size
+        if size > STATS_BYTES:
+            raise UsageError(f"{label}: {size} bytes, against a limit of {STATS_BYTES}")
+        with pq.ParquetFile(path, **_FOOTER) as file:
+            problem = _parquet_problem(file)
+            if problem:
+                raise UsageError(f"{label}: {problem}")
+            rows = [row for batch in file.iter_batches(4096, columns=_READ) for row in batch.to_pylist()]
+    except OSError as error:
+        raise UsageError(f"{label}: cannot be read ({_words(error)})") from None
+    except (pa.ArrowException, ValueError, OverflowError, UnicodeDecodeError) as error:
+        raise UsageError(f"{label}: garbled ({_words(error)})") from None
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row.pop("name")
+        if name in found:
+            raise UsageError(f"{label}: {shown(name)} comes twice")
+        if not _complete(row):
+            raise UsageError(f"{label}: the row of {shown(name)} is not whole")
+        found[name] = row
+    return found
+
+
+def _parquet_problem(file: pq.ParquetFile) -> str:
+    meta = file.metadata
+    if meta.num_rows > ROWS:
+        return f"{meta.num_rows} rows, against a limit of {ROWS}"
+    unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+    if not 0 <= unpacked <= STATS_BYTES:
+        return f"{unpacked} bytes unpacked, against a limit of {STATS_BYTES}"
+    for i in range(meta.num_row_groups):
+        group = meta.row_group(i)
+        for column in (group.column(j) for j in range(group.num_columns)):
+            # A run of equal values is short in the file, however many there are.
+            if column.num_values > VALUES and not column.path_in_schema.startswith("histogram"):
+                return f"{column.num_values} values in {shown(column.path_in_schema)}, against a limit of {VALUES}"
+    types = {one.name: one.type for one in file.schema_arrow}
+    for one in trace._SCHEMA:
+        if types.get(one.name) != one.type:
+            return f"column {one.name} is {shown(str(types.get(one.name, 'missing')))}, expected {one.type}"
+    return ""
+
+
+_LISTS = ("quantiles", "chunks")
+
+
+def _complete(row: Mapping[str, Any]) -> bool:
+    if any(row[one] is None for one in _READ if one not in ("name", *_LISTS)):
+        return False
+    numbers = [*row["shape"], *row["absmax_at"], *(row["quantiles"] or ())]
+    pairs = row["chunks"] or ()
+    return None not in numbers and all(pair is not None and len(pair) == 2 and None not in pair for pair in pairs)
+
+
+def read_dump(path: Path, known: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Arrays of a ``.safetensors`` file by checkpoint, mapped from the file.
+
+    Args:
+        known: names that checkpoints have; where given, a file with none of them is an error that suggests some.
+
+    Raises:
+        UsageError: unreadable, garbled, of a dtype that numpy has not, or none of its names is known.
+    """
+    label = shown(path.name)
+    try:
+        shard = read_header(path)
+    except WeightsError as error:
+        raise UsageError(str(error), error.details) from None
+    foreign = [name for name, tensor in shard.tensors.items() if tensor.dtype not in _NUMPY]
+    if foreign:
+        dtype = shard.tensors[foreign[0]].dtype
+        raise UsageError(f"{label}: {shown(foreign[0])} is {dtype}; write it as F32, F16 or BF16{and_more(foreign)}")
+    if known:
+        strangers = unknown_names(shard.tensors, known)
+        if len(strangers) == len(shard.tensors):
+            raise UsageError(f"{label}: none of its {len(strangers)} names is a checkpoint: {_told(strangers)}")
+    found = {}
+    for name, tensor in shard.tensors.items():
+        count = math.prod(tensor.shape)
+        if count == 0:
+            raise UsageError(f"{label}: {shown(name)} of shape {list(tensor.shape)} is empty")
+        raw = np.memmap(path, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
+        found[name] = raw.view(_NUMPY[tensor.dtype]).reshape(tensor.shape)
+    return found
+
+
+def unknown_names(names: Iterable[str], known: Collection[str], at_most: int = 20) -> dict[str, list[str]]:
+    """Names that are none of the known, each with the nearest known ones.
+
+    Args:
+        at_most: nearest names are looked for, for so many; the search takes a while.
+    """
+    strangers = [name for name in names if name not in known]
+    pool = sorted(known)
+    near = {name: difflib.get_close_matches(name[:200], pool, 3) for name in strangers[:at_most]}
+    return {name: near.get(name, []) for name in strangers}
+
+
+def _told(strangers: Mapping[str, list[str]]) -> str:
+    name, near = next(iter(strangers.items()))
+    return shown(name) + (f" (nearest: {', '.join(near)})" if near else ", expected names such as block.07.img.attn")
+
+
+def fit_shapes(
+    arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Give arrays the shapes that are expected where only an axis of length 1 in front is missing or too many.
+
+    Args:
+        arrays: by checkpoint.
+        expected: shape by checkpoint; others stay as they are.
+
+    Returns:
+        the arrays, and what was done in words.
+    """
+    found, added, removed = {}, [], []
+    for name, array in arrays.items():
+        wanted = expected.get(name)
+        if wanted is not None and array.shape != wanted:
+            if (1, *array.shape) == wanted:
+                array, _ = array[None], added.append(name)
+            elif array.shape == (1, *wanted):
+                array, _ = array[0], removed.append(name)
+        found[name] = array
+    notes = [
+        f"{len(names)} arrays {what} a batch dimension, {names[0]} first; compared {how}"
+        for names, what, how in ((added, "lack", "with one"), (removed, "have", "without"))
+        if names
+    ]
+    return found, notes
+
+
+def of_dump(path: Path, known: Collection[str] = ()) -> Trace:
+    """Statistics of a dump's arrays."""
+    arrays = read_dump(path, known)
+    chunks = {name: {"mod": 6, "norm_out.mod": 2}.get(parts_of(name).kind, 0) for name in arrays}
+    stats = {name: vars(describe(array, chunks=chunks[name])) for name, array in arrays.items()}
+    return Trace(shown(path.name), stats)
+
+
+def _words(error: BaseException) -> str:
+    return shown(" ".join(str(error).split()))
