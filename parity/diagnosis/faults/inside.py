@@ -34,7 +34,7 @@ def _within(function: Generator, component: str, at: tuple[str, ...]) -> Generat
     def twin(p: PipelinePlace) -> Variants:
         inside = _component(p, component)
         for detail in dict.fromkeys(_details(function, at, inside)):
-            change = _everywhere(function, at, detail)
+            change = Change(_putting(function, detail), at, inside)
             if component == "text":
                 yield detail, p.changed(encoded=lambda c=change: p.encoded(c))
             else:
@@ -59,10 +59,6 @@ def _details(function: Generator, at: tuple[str, ...], inside: Whole) -> Iterato
             yield from (detail for detail, _ in function(place))
 
 
-def _everywhere(function: Generator, at: tuple[str, ...], detail: str) -> Change:
-    def change(place: Place) -> Place:
-        if place.kind not in at:
-            return place
-        return next((changed for found, changed in function(place) if found == detail), place)
-
-    return change
+def _putting(function: Generator, detail: str) -> Callable[[Place], Place]:
+    """What makes one variant of a fault at a place."""
+    return lambda place: next((changed for found, changed in function(place) if found == detail), place)

@@ -27,7 +27,7 @@ from parity.names import block_stage, qwen_image_transformer
 # Which prompt each prediction of a step is made for.
 SIDES = {"cond": "prompt", "uncond": "negative"}
 # What the truth is only held equal to: there is nothing it is computed from without a tokenizer or a library.
-_GIVEN = ("prompt_ids", "negative_ids", "prompt_mask", "negative_mask", "mask", "image_latents")
+_GIVEN = ("prompt_ids", "negative_ids", "mask", "image_latents")
 # Of a prompt; the pipelines' own default.
 LONGEST_PROMPT = 512
 # Multiplications for which a whole component is computed; some seconds.
@@ -126,6 +126,28 @@ class PipelinePlace(LevelsPlace):
             return self.noised(self.values["pipeline.image_latents"])
         return self.fed("latents")
 
+    def template(self) -> int:
+        """Index into `parity.components.text.TEMPLATES`."""
+        return {"edit": 1, "edit_plus": 2}.get(self.pipeline_kind, 0)
+
+    def counts(self, prompt: str) -> Array:
+        """How many of a prompt's ids are no padding, B; told from the truth's."""
+        ids, truth = (of[f"pipeline.{prompt}_ids"] for of in (self.values, self.values.truth))
+        kept = self.values.truth[f"pipeline.{prompt}_mask"].sum(1) + PREFIX[self.template()]
+        if np.array_equal(ids, truth):
+            return kept
+        shortest = int(np.argmin(kept))
+        if kept[shortest] == truth.shape[1]:
+            return np.full(len(ids), ids.shape[1])
+        return np.array([len(np.trim_zeros(row - truth[shortest, -1], "b")) for row in ids])
+
+    def _mask(self) -> Array:
+        prompt = self.kind.removeprefix("pipeline.").removesuffix("_mask")
+        if np.array_equal(self.values[f"pipeline.{prompt}_ids"], self.values.truth[f"pipeline.{prompt}_ids"]):
+            return self.given()
+        counts = self.counts(prompt) - PREFIX[self.template()]
+        return (np.arange(max(counts.max(), 0)) < counts[:, None])[:, :LONGEST_PROMPT]
+
     def encoded(self, change: Change | None = None) -> Array:
         """What the text encoder makes of the candidate's own tokens, B S J."""
         prompt = self.kind.removeprefix("pipeline.").removesuffix("_embeds")
@@ -138,16 +160,12 @@ class PipelinePlace(LevelsPlace):
             KeyError: it is too large.
         """
         ids = self.values[f"pipeline.{prompt}_ids"]
-        template = {"edit": 1, "edit_plus": 2}.get(self.pipeline_kind, 0)
         config = self.config["text_encoder"]
         shape = config.get("text_config") or config
         layer = shape["hidden_size"] * (4 * shape["hidden_size"] + 3 * shape["intermediate_size"])
         _check_affordable(shape["num_hidden_layers"] * layer * ids.size, "text encoder")
-        counts = self.values[f"pipeline.{prompt}_mask"].sum(1) + PREFIX[template]
-        mask = np.arange(ids.shape[1]) < counts[:, None]
-        if mask.any(0).sum() < ids.shape[1]:
-            raise KeyError("of a prompt that was cut, the mask is not known")
-        fed = {"template": np.array(template), "max_sequence_length": np.array(LONGEST_PROMPT)}
+        mask = np.arange(ids.shape[1]) < self.counts(prompt)[:, None]
+        fed = {"template": np.array(self.template()), "max_sequence_length": np.array(LONGEST_PROMPT)}
         if "edit" in self.pipeline_kind:
             fed["image_features"] = self.values["pipeline.features"]
         captured = {"text.ids": ids, "text.mask": mask}
@@ -286,6 +304,8 @@ class PipelinePlace(LevelsPlace):
         "pipeline.sigmas": lambda p: p.kept(p.ended(p.levels())),
         "pipeline.timesteps": lambda p: p.to_timesteps(p.values["pipeline.sigmas"]),
         "pipeline.latents": _latents_before,
+        "pipeline.prompt_mask": _mask,
+        "pipeline.negative_mask": _mask,
         "pipeline.prompt_embeds": lambda p: p.encoded(),
         "pipeline.negative_embeds": lambda p: p.encoded(),
         "timestep": lambda p: p.timestep(),

@@ -72,6 +72,13 @@ class TextPlace(Place):
         """B N; the truth's own, since there is no tokenizer here."""
         return self.values.truth["text.ids"]
 
+    def own_mask(self) -> Array:
+        """B N; of other ids than the truth's, those behind which there are only zeros, as padding is shown."""
+        ids = self.values["text.ids"]
+        if np.array_equal(ids, self.values.truth["text.ids"]):
+            return self.values.truth["text.mask"]
+        return np.cumsum((ids != 0)[:, ::-1], axis=1)[:, ::-1] > 0
+
     def counting(self, x: Array) -> Array:
         """Zeros in the rows of padding tokens, B N …."""
         return np.where(self.mask().reshape(*x.shape[:2], *[1] * (x.ndim - 2)), x, 0)
@@ -234,7 +241,7 @@ class TextPlace(Place):
 
     _RECIPES: ClassVar = {
         "text.ids": lambda p: p.ids(),
-        "text.mask": lambda p: p.values.truth["text.mask"],
+        "text.mask": lambda p: p.own_mask(),
         "text.position_ids": lambda p: p.given_positions(),
         "text.embed": lambda p: p.embedded(),
         "text.rope": lambda p: p.rotary(),
