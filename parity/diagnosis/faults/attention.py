@@ -59,8 +59,9 @@ def scaled_before(p: TransformerPlace) -> Variants:
 
 def _text_mask(p: TransformerPlace) -> Array | None:
     """B S, True for what counts; None where everything does."""
-    mask = p.optional("prompt_mask")
-    return None if mask is None or (mask != 0).all() else mask != 0
+    mask = p.mask()
+    text = None if mask is None else mask[:, : p.entering("txt").shape[1]]
+    return None if text is None or text.all() else text
 
 
 def _with_text(p: TransformerPlace, change: Callable[[Array], Array]) -> TransformerPlace:

@@ -219,6 +219,7 @@ def _splits(p: TransformerPlace) -> Iterator[tuple[int, int, int]]:
         (eighth, (width - eighth) // 4 * 2, width - eighth - (width - eighth) // 4 * 2), (16, 56, 56), (44, 42, 42),
         (16, 24, 24), (32, 48, 48),
     }  # fmt: skip
+    found |= set(permutations(int(axis) for axis in p.config["axes_dims_rope"]))
     return iter(sorted(split for split in found if sum(split) == width and min(split) >= 0))
 
 

@@ -11,6 +11,8 @@ from parity.diagnosis.fault import fault, known
 from parity.diagnosis.place import Array, Place, Variants
 
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
+# Exchanged they are `attention.out_proj_swapped`: the same numbers, whether names or tensors were exchanged.
+_OUTPUTS = {"transformer_blocks.N.attn.to_out.0", "transformer_blocks.N.attn.to_add_out"}
 # Blocks that are tried in the place of one: its neighbours, the ends, and those an index slip leads to.
 _NEAR = (-1, 1, -2, 2)
 
@@ -108,7 +110,8 @@ def swapped(p: Place) -> Variants:
     for layer in p.layers():
         shape = p.weight(f"{layer}.weight").shape
         for other in _others(p, layer, shape):
-            yield f"{_named(layer, other)}", _replaced(p, layer, _of_another(p, layer, other, ("weight", "bias")))
+            if {_short(layer), _short(other)} != _OUTPUTS:
+                yield f"{_named(layer, other)}", _replaced(p, layer, _of_another(p, layer, other, ("weight", "bias")))
             yield (
                 f"{_named(layer, other)}, weight alone",
                 _replaced(p, layer, _of_another(p, layer, other, ("weight",))),
