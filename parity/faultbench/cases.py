@@ -50,6 +50,16 @@ def _transformer(name: str, *images: tuple[int, int], text: tuple[int, ...], tim
     return TransformerCase(name=name, seed=0, images=images, text_tokens=text, timestep=timestep)
 
 
+# More tokens than the template's prefix, so that something is left where the template is not.
+_SIGN = (
+    "A weathered wooden shop sign that reads FRESH BREAD in hand-painted golden letters, hanging over a narrow "
+    "cobbled street in the early morning, warm light from the bakery window, two sparrows on the iron bracket, "
+    "shallow depth of field, 35 mm film, soft grain, muted colours"
+)
+_NEGATIVE = (
+    "blurry, low quality, oversaturated colours, watermark, signature, extra letters, misspelled words, cropped, out "
+    "of frame, harsh flash, plastic texture, distorted perspective, duplicated birds, noise, banding, dull light"
+)
 _LONG = "A red fox in fresh snow at the edge of a pine forest. " * 110
 
 CASES: Mapping[str, Setting] = {
@@ -60,7 +70,7 @@ CASES: Mapping[str, Setting] = {
     "edit": Setting(_transformer("edit", (96, 96), (64, 80), text=(11,), timestep=0.8), "edit"),
     "quantized": Setting(_transformer("quantized", (96, 112), text=(13,), timestep=0.6), "quantized"),
     "lora": Setting(_transformer("lora", (112, 80), text=(10,), timestep=0.85), "lora"),
-    "text": Setting(TextCase(name="text", seed=0, prompts=("A shop sign that reads FRESH BREAD", "fox"))),
+    "text": Setting(TextCase(name="text", seed=0, prompts=(_SIGN, "A red fox. " * 13))),
     "text-cut": Setting(
         TextCase(name="text-cut", seed=0, prompts=("An old lighthouse on a rocky coast at sunset",),
                  max_sequence_length=6)
@@ -74,8 +84,8 @@ CASES: Mapping[str, Setting] = {
     "strength": Setting(SchedulerCase(name="strength", seed=0, image=(320, 192), steps=10, strength=0.6)),
     "vae": Setting(VaeCase(name="vae", seed=0, image=(64, 96))),
     "pipeline": Setting(
-        PipelineCase(name="pipeline", seed=0, kind="text_to_image", prompts=("a lighthouse at night",),
-                     negative=("blurry",), image=(64, 96), steps=3), detail="block",
+        PipelineCase(name="pipeline", seed=0, kind="text_to_image", prompts=(_SIGN,),
+                     negative=(_NEGATIVE,), image=(64, 96), steps=3), detail="block",
     ),
     "pipeline-tiles": Setting(
         PipelineCase(name="pipeline-tiles", seed=0, kind="text_to_image", prompts=("a bowl of oranges",),

@@ -11,7 +11,7 @@ from functools import lru_cache
 from parity.errors import UsageError
 from parity.faultbench.injection import Injection
 
-MODULES = ("modulation", "attention", "weights")
+MODULES = ("modulation", "attention", "weights", "pipeline", "unlisted", "clean")
 
 
 @lru_cache(maxsize=1)
