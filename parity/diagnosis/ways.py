@@ -15,10 +15,16 @@ import numpy as np
 from parity.diagnosis import referee
 from parity.diagnosis.referee import Array, Arrays, Options
 
-# Rows that the referee looks at; of more, some are drawn.
-SAMPLE = 512
-# Multiplications in half precision or on packed weights that a CPU does in about a second.
-CPU_COST = 2_000_000_000
+# Rows that the referee looks at, and multiplications that they may cost; of more, some are drawn.
+SAMPLE, SAMPLE_COST = 512, 10_000_000_000
+# Multiplications that MLX's own CPU kernels do in a second, as measured on two cores with an optimised BLAS.
+_RATES = {
+    ("linear", "float32"): 5e10, ("linear", "bfloat16"): 2.5e9, ("linear", "float16"): 2.5e9,
+    ("quantized_linear", "float32"): 5e8, ("quantized_linear", "bfloat16"): 6e7, ("quantized_linear", "float16"): 3.5e7,
+}  # fmt: skip
+_RATE = 5e8
+# Seconds on the CPU up to which an operation is computed in all ways there, and at all.
+_ALL_WAYS, _ONE_WAY = 1.0, 10.0
 # Numbers of pieces that an operation is cut into; more would only be slower.
 _PIECES = {"rows": 64, "columns": 16}
 
@@ -55,19 +61,26 @@ class Way:
 
 
 def ways(op: str, arrays: Arrays, backend: Backend, dtype: str) -> Iterator[Way]:
+    """The ways worth trying; on a CPU, where large products take minutes, only as many as are affordable."""
     library = f"{backend.package} {backend.version}"
-    devices = backend.devices()
-    heavy = referee.cost(op, arrays) > CPU_COST
     cuts = ["whole", "alone"]
     cuts += ["rows"] if referee.OPS[op].rows else []
     cuts += ["columns"] if referee.OPS[op].columns else []
+    devices = backend.devices()
     for device in devices:
-        chosen = cuts
-        if device == "cpu" and heavy and referee.OPS[op].rows:
-            # The whole of it would take minutes; where it is the default, that is what the port had as well.
-            chosen = ["sample"] if device != devices[0] else ["whole", "sample"]
-        for cut in chosen:
+        for cut in _affordable(op, arrays, dtype, cuts, device == devices[0]) if device == "cpu" else cuts:
             yield Way(library, device, dtype, cut)
+
+
+def _affordable(op: str, arrays: Arrays, dtype: str, cuts: list[str], default: bool) -> list[str]:
+    """Cuts for a CPU; a large operation on some of its rows only, and whole where that is the port's own device."""
+    rate = _RATES.get((op, dtype), _RATE)
+    seconds = referee.cost(op, arrays) / rate
+    if seconds <= _ALL_WAYS:
+        return cuts
+    some = referee.cost(op, sampled(op, arrays)[0]) / rate
+    found = ["whole"] if default and seconds <= _ONE_WAY else []
+    return found + (["sample"] if referee.OPS[op].rows and some <= _ONE_WAY else [])
 
 
 def replay(
@@ -141,10 +154,13 @@ def sampled(op: str, arrays: Arrays) -> tuple[Arrays, Array | None]:
         return arrays, None
     name, axis = referee.OPS[op].rows
     count = arrays[name].shape[axis]
-    if count <= SAMPLE:
+    # Packed weights are slow on a CPU, which has to compute these rows as well.
+    budget = SAMPLE_COST // (100 if op == "quantized_linear" else 1)
+    most = max(16, min(SAMPLE, budget * count // max(1, referee.cost(op, arrays))))
+    if count <= most:
         return arrays, None
     # Both ends, and others at random distances, so that no period of tiles is missed.
-    chosen = np.random.default_rng(count).choice(count, SAMPLE - 4, replace=False)
+    chosen = np.random.default_rng(count).choice(count, most - 4, replace=False)
     rows = np.unique(np.concatenate([chosen, [0, 1, count - 2, count - 1]]))
     return rows_of(op, arrays, rows), rows
 
