@@ -102,9 +102,14 @@ class Prepared:
 
 @dataclass
 class _Measured:
-    """What is known of one checkpoint in one mode: floor runs, then the candidate."""
+    """What is known of one checkpoint in one mode: floor runs, then the candidate.
+
+    An array without elements has a shape, which is judged, and no statistics.
+    """
 
     floor: Mapping[str, Error]
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
     error: Error | None = None
     mismatches: int | None = None
     stats: ArrayStats | None = None
@@ -299,6 +304,9 @@ class Lockstep:
         Args:
             shown: its distribution goes into the trace; that of one mode is enough.
         """
+        one.shape, one.dtype = value.shape, value.dtype.name
+        if value.size == 0:
+            return
         one.stats = describe(value, chunks=_chunks(name), distribution=shown)
         truth = prepared.truth[mode][name]
         if value.shape == truth.shape:
@@ -319,12 +327,12 @@ class Lockstep:
         return {
             "name": name,
             "stage": stage,
-            "status": "measured" if stats else "skipped" if failure else "missing",
+            "status": "measured" if one.shape is not None else "skipped" if failure else "missing",
             "reason": failure or "",
             "mismatches": one.mismatches,
-            "shape": list(stats.shape) if stats else None,
+            "shape": None if one.shape is None else list(one.shape),
             "expected_shape": list(expected.shape),
-            "dtype": stats.dtype if stats else None,
+            "dtype": one.dtype,
             "rel_rmse": one.error.rel_rmse if one.error else None,
             "peak": one.error.max_abs if one.error else None,
             **floor,

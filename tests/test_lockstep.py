@@ -55,6 +55,15 @@ def test_an_error_in_one_place_is_found_there_in_both_modes():
     assert after == pytest.approx(before, rel=1)
 
 
+def test_an_array_without_elements_is_of_another_shape_and_ends_nothing():
+    judged, _ = run(ToyPort({"final": lambda x: x[:, :0]}))
+    row = judged["isolated"]["final"]
+    assert row["verdict"] == "diverged"
+    assert row["reason"] == "shape (1, 0, 16), expected (1, 16, 16)"
+    assert row["candidate"] is None
+    assert sources(judged["accumulated"]) == ["final"]
+
+
 def test_both_modes_measure_against_their_own_truth():
     judged, _ = run(ToyPort({"img_in": lambda x: x + np.float32(0.1)}))
     assert sources(judged["isolated"]) == sources(judged["accumulated"]) == ["img_in"]
