@@ -39,6 +39,8 @@ MODULES = ("modulation", "norms", "conditioning", "attention", "rope", "rotation
 TIES = {
     # A row of length 1 is a normalized row over √d.
     frozenset({"norm.formula", "attention.scale_wrong"}),
+    # Text has one position on all axes: sections that change places are sections of other widths.
+    frozenset({"rope.theta", "rope.axes_order"}),
 }
 # A clamp where nothing is large enough changes nothing.
 UNSEEN = ("ffn.clamped",)

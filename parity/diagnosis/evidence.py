@@ -46,12 +46,14 @@ class Stage:
 
     @cached_property
     def jittered(self) -> Values:
-        """The candidate's values with one unit in the last place more or less at random."""
+        """The candidate's values with one unit in the last place more or less at random, and recipes in float32."""
         of, key = self.values, (len(self.values.stage), sum(self.values.stage.encode()))
-        return Values(
+        moved = Values(
             of.domain, of.graph, of.stage, jitter(of.captured, (*key, 1)), jitter(of.state, (*key, 2)), of.weights,
             of.config, truth=of.truth,
         )  # fmt: skip
+        moved.noisy = True
+        return moved
 
     def local(self) -> list[Local]:
         """Every captured checkpoint of the stage, in the graph's order."""

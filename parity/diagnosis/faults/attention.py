@@ -195,14 +195,15 @@ def not_joint(p: TransformerPlace) -> Variants:
 )  # fmt: skip
 def stream_order(p: TransformerPlace) -> Variants:
     """Every inconsistent choice; all image first alike is no fault."""
-    masked = _text_mask(p) is not None
-    for queries, split, mask in product((False, True), repeat=3):
-        if not (queries or split or mask) or (queries and split and not mask) or (mask and not masked):
+    masks = ("", "mask", "keys and values") if _text_mask(p) is not None else ("",)
+    for queries, split, mask in product((False, True), (False, True), masks):
+        if not mask and queries == split:
             continue
-        parts = [name for name, on in (("queries", queries), ("split", split), ("mask", mask)) if on]
+        parts = [name for name, on in (("queries", queries), ("split", split), (mask, mask)) if on]
         changed = p.changed(joined=_joined(p, "q")) if queries else p
         changed = changed.changed(own_rows=_own_rows(p)) if split else changed
-        changed = changed.changed(mask=_image_first(p)) if mask else changed
+        changed = changed.changed(mask=_image_first(p)) if mask == "mask" else changed
+        changed = changed.changed(joined=_joined(changed, "kv")) if mask == "keys and values" else changed
         yield f"image first in {' and '.join(parts)}", changed
     yield "image first in keys alone", p.changed(joined=_joined(p, "k"))
     yield "image first in values alone", p.changed(joined=_joined(p, "v"))
@@ -210,7 +211,7 @@ def stream_order(p: TransformerPlace) -> Variants:
 
 def _joined(p: TransformerPlace, image_first: str) -> Callable[[str], Array]:
     def joined(kind: str) -> Array:
-        if kind != image_first:
+        if kind not in image_first:
             return p.joined(kind)
         return np.concatenate([p.of(kind, "img"), p.of(kind, "txt")], axis=1)
 

@@ -180,9 +180,18 @@ class TransformerPlace(Place):
         """Over the keys."""
         return softmax(scores, axis=-1)
 
+    def single(self, x: Array) -> Array:
+        """What a port has in float32 at best: rounded to that where noise is asked for."""
+        return x.astype(np.float32).astype(np.float64) if self.values.noisy else x
+
+    def products(self, q: Array, k: Array) -> Array:
+        """Scores before they are scaled, B H queries keys."""
+        dtype = np.float32 if self.values.noisy else np.float64
+        return np.einsum("bqhd,bkhd->bhqk", q.astype(dtype, copy=False), k.astype(dtype, copy=False), optimize=True)
+
     def attend(self, q: Array, k: Array, v: Array) -> Array:
         """Attention, B N H d."""
-        scores = np.einsum("bqhd,bkhd->bhqk", q, k, optimize=True) * self.score_scale(q.shape[-1])
+        scores = self.products(q, k) * self.score_scale(q.shape[-1])
         return np.einsum("bhqk,bkhd->bqhd", self.probabilities(self.scores_mask(scores)), v, optimize=True)
 
     def own_rows(self, joint: Array) -> Array:
@@ -202,8 +211,8 @@ class TransformerPlace(Place):
 
     def sinusoid(self, timestep: Array, *, scale: float = 1000.0, shift: float = 0.0, period: float = 10000.0) -> Array:
         """Cosines, then sines, at 128 frequencies, B 256."""
-        frequency = np.exp(-math.log(period) * np.arange(128) / (128 - shift))
-        angle = scale * timestep[:, None] * frequency
+        frequency = self.single(np.exp(-math.log(period) * np.arange(128) / (128 - shift)))
+        angle = self.single(scale * timestep[:, None] * frequency)
         return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
 
     def first_frame(self, index: int) -> int:
@@ -248,7 +257,8 @@ class TransformerPlace(Place):
 
     def rotary(self, positions: Array) -> Array:
         """Table of some positions, N d/2 2."""
-        angle = np.concatenate([np.outer(positions[:, i], f) for i, f in enumerate(self.frequencies())], axis=1)
+        parts = [np.outer(positions[:, i], self.single(f)) for i, f in enumerate(self.frequencies())]
+        angle = self.single(np.concatenate(parts, axis=1))
         return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
     # Recipes.
