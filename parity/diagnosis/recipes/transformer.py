@@ -291,11 +291,11 @@ class TransformerPlace(Place):
         return self.modulate(self.of("normed2"), shift, scale)
 
     def _attn(self) -> Array:
-        joint = self.values.shared.get("joint") if self.plain else None
+        joint = self.values.shared.get(f"{self.block}.joint") if self.plain else None
         if joint is None:
             joint = self.attend(self.joined("q"), self.joined("k"), self.joined("v"))
         if self.plain:
-            self.values.shared["joint"] = joint  # both streams take their rows of it
+            self.values.shared[f"{self.block}.joint"] = joint  # both streams take their rows of it
         return self.linear(self.from_heads(self.own_rows(joint)), self.projection("attn"))
 
     def _mid(self) -> Array:
