@@ -109,7 +109,7 @@ class Injection:
     variant: str
     edits: tuple[Edit, ...]
     shows: tuple[str, ...] = ()
-    cases: tuple[str, ...] = ("square",)
+    cases: tuple[str, ...] = ("square", "landscape", "batch")
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     streams: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
