@@ -54,6 +54,7 @@ bench = App(name="bench", help="Measure the toolkit itself: speed, memory, cost 
 for _name in ("forward", "capture", "clean", "sensitivity"):
     _add(bench, f"bench:{_name}", _name)
 _add(bench, "bench_stream:stream", "stream")
+_add(bench, "bench_faults:faults", "faults")
 app.command(bench)
 
 weights = App(
