@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from parity.diagnosis.result import CONFIDENCE, Cause, Diagnosis, Unexplained
@@ -29,13 +30,14 @@ def assemble(findings: Sequence[Finding], unexplained: Sequence[Unexplained], li
     """Causes, each with all its places.
 
     Among explanations of one checkpoint, one that also explains others of its kind comes first: chance agrees once.
+    Then the one whose code explains most checkpoints of all.
     """
-    shared = _shared(findings)
+    shared, reach = _shared(findings), _reach(findings)
     causes: dict[str, Cause] = {}
     sources: dict[str, None] = {}
     for finding in findings:
         sources[finding.name] = None
-        chosen, ties = _choose(finding, shared, limits)
+        chosen, ties = _choose(finding, shared, reach, limits)
         for fault, detail in chosen.steps:
             cause = causes.setdefault(fault.code, Cause(fault.code, fault.title, fault.fix, fault.seen, "proven", []))
             _add(cause, finding, chosen, detail, ties, limits)
@@ -58,18 +60,28 @@ def _shared(findings: Sequence[Finding]) -> dict[tuple[str, str | None], dict[tu
     return found
 
 
+def _reach(findings: Sequence[Finding]) -> Counter[str]:
+    """Code -> how many checkpoints it explains."""
+    return Counter(code for one in findings for code in {code for match in one.matches for code in match.codes})
+
+
 def _choose(
-    finding: Finding, shared: dict[tuple[str, str | None], dict[tuple[Step, ...], int]], limits: Limits
-) -> tuple[Match, list[str]]:
+    finding: Finding, shared: dict[tuple[str, str | None], dict[tuple[Step, ...], int]], reach: Mapping[str, int],
+    limits: Limits,
+) -> tuple[Match, list[str]]:  # fmt: skip
     """The explanation, and codes of others that are as good."""
     parts = parse(finding.name)
     often = shared[(parts.kind, parts.stream)]
-    best = max(finding.matches, key=lambda match: (often[match.steps], -len(match.steps), -match.excess))
-    rivals = [
-        match for match in finding.matches
-        if often[match.steps] == often[best.steps] and len(match.steps) == len(best.steps)
-        and match.excess <= max(limits.tie * best.excess, 1.0)
-    ]  # fmt: skip
+
+    def breadth(match: Match) -> tuple[int, int, int]:
+        return often[match.steps], -len(match.steps), min(reach[code] for code in match.codes)
+
+    widest = max(map(breadth, finding.matches))
+    rivals = [match for match in finding.matches if breadth(match) == widest]
+    nearest = min(match.excess for match in rivals)
+    # Of what noise cannot part, the first in the catalogue.
+    rivals = [match for match in rivals if match.excess <= max(limits.tie * nearest, 1.0)]
+    best = rivals[0]
     codes = dict.fromkeys(code for match in rivals for code in match.codes)
     return best, [code for code in codes if code not in best.codes]
 

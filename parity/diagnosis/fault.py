@@ -32,6 +32,7 @@ class Fault:
         component: of `parity.components`; ``*`` for all that have linear layers.
         kinds: of the checkpoints where it first shows; empty for all.
         variants: the experiment; None for what is found by other means than a counterfactual.
+        late: tried only where nothing else explains a checkpoint, because there are many variants.
     """
 
     code: str
@@ -41,6 +42,7 @@ class Fault:
     component: str
     kinds: tuple[str, ...]
     variants: Callable[[Any], Variants] | None = None
+    late: bool = False
 
     def speaks_of(self, place: Place) -> bool:
         """Whether it can show at a checkpoint."""
@@ -51,12 +53,19 @@ _CATALOGUE: list[Fault] = []
 
 
 def fault(
-    code: str, *, at: tuple[str, ...] = (), title: str, fix: str, seen: str = "", component: str = "transformer"
+    code: str,
+    *,
+    at: tuple[str, ...] = (),
+    title: str,
+    fix: str,
+    seen: str = "",
+    component: str = "transformer",
+    late: bool = False,
 ) -> Callable[[Callable[[Any], Variants]], Callable[[Any], Variants]]:
     """Enter a function into the catalogue; see the head of the file. A code may have several functions."""
 
     def enter(function: Callable[[Any], Variants]) -> Callable[[Any], Variants]:
-        _CATALOGUE.append(Fault(code, title, fix, seen, component, at, function))
+        _CATALOGUE.append(Fault(code, title, fix, seen, component, at, function, late))
         return function
 
     return enter

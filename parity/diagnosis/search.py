@@ -83,6 +83,7 @@ class Search:
         self._faults = [one for one in catalogue if one.variants is not None]
         self._limits, self._seconds = limits, seconds
         self._known: dict[tuple[str, str | None], list[tuple[Step, ...]]] = {}
+        self._anywhere: list[tuple[Step, ...]] = []
         self._searched: dict[tuple[str, str | None], int] = {}
 
     def explain(self, stage: Stage, wrong: Local, *, quick: bool = False) -> list[Match]:
@@ -98,24 +99,27 @@ class Search:
             known = [m for steps in self._known.get(like, ()) if (m := self._match(stage, wrong, steps))]
             if quick and known:
                 return _ranked(known)
-            matches = self._singles(stage, wrong)
+            # What is wrong with all layers at once need not be found again for each of them.
+            wide = [m for steps in self._anywhere if (m := self._match(stage, wrong, steps)) and m.proves()]
+            matches = wide or self._singles(stage, wrong, late=False) or self._singles(stage, wrong, late=True)
             if not matches and self._searched.get(like, 0) < 2:
                 self._searched[like] = self._searched.get(like, 0) + 1
                 matches = self._pairs(stage, wrong)
         ranked = _ranked(matches)
         kept = self._known.setdefault(like, [])
         kept += [match.steps for match in ranked if match.steps not in kept]
+        self._anywhere += [m.steps for m in ranked if _is_wide(m) and m.steps not in self._anywhere]
         return ranked
 
-    def variants(self, place: Place) -> Iterator[tuple[Step, Place]]:
+    def variants(self, place: Place, *, late: bool = False) -> Iterator[tuple[Step, Place]]:
         """Every way in which a place can be made wrong."""
         for fault in self._faults:
-            if fault.speaks_of(place):
+            if fault.late == late and fault.speaks_of(place):
                 yield from _variants(fault, place)
 
-    def _singles(self, stage: Stage, wrong: Local) -> list[Match]:
+    def _singles(self, stage: Stage, wrong: Local, *, late: bool) -> list[Match]:
         found = []
-        for step, place in self.variants(wrong.place):
+        for step, place in self.variants(wrong.place, late=late):
             if match := self._judged(stage, wrong, (step,), place):
                 found.append(match)
         return found
@@ -131,7 +135,7 @@ class Search:
         ways.sort(key=lambda way: way[0])
         for _, first, place in ways:
             for second, both in self.variants(place):
-                if second[0].code != first[0].code and (match := self._judged(stage, wrong, (first, second), both)):
+                if second[0] is not first[0] and (match := self._judged(stage, wrong, (first, second), both)):
                     return [match]
                 if time.monotonic() > until:
                     return []
@@ -179,6 +183,11 @@ def put_in(place: Place, steps: Sequence[Step]) -> Place | None:
     return place
 
 
+def _is_wide(match: Match) -> bool:
+    """Whether a match says the same of any layer."""
+    return len(match.steps) == 1 and not match.steps[0][0].kinds and "transformer_blocks" not in match.steps[0][1]
+
+
 def _ranked(matches: Sequence[Match]) -> list[Match]:
-    """Fewest faults first, then the nearest."""
-    return sorted(matches, key=lambda match: (len(match.steps), match.excess))
+    """Fewest faults first, then the nearest; of those within the noise, in the catalogue's order."""
+    return sorted(matches, key=lambda match: (len(match.steps), max(match.excess, 1.0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import ml_dtypes
 import numpy as np
 
 from parity.dequantize import unpack
@@ -128,23 +129,31 @@ def modulation_low_bits(p: Place) -> Variants:
         for n in (2, 3, 4, 5, 6, 8):
             for group in (32, 64, 128):
                 if weight.shape[1] % group == 0:
-                    yield f"{n} bits, group {group}", _with(p, layer, lambda w=weight, n=n, g=group: quantized(w, n, g))
+                    for said, dtype in (("", np.float32), (", scales in bfloat16", ml_dtypes.bfloat16)):
+                        yield (
+                            f"{n} bits, group {group}{said}",
+                            _with(p, layer, lambda w=weight, n=n, g=group, d=dtype: quantized(w, n, g, d)),
+                        )
 
 
-def quantized(weight: Array, bits: int, group: int) -> Array:
-    """What affine quantization of a weight, O I, leaves of it: the side of a group that is further from zero is met.
+def quantized(weight: Array, bits: int, group: int, dtype: type = np.float32) -> Array:
+    """What affine quantization of a weight, O I, leaves of it, as `mlx.core.quantize` does it: in float32.
 
-    As `mlx.core.quantize` does it, with scales and biases in float32.
+    The edge of a group that is further from zero is met exactly; a bias is there only where it is not zero.
+
+    Args:
+        dtype: of the stored scales and biases.
     """
-    grouped = weight.reshape(len(weight), -1, group)
+    grouped = weight.astype(np.float32).reshape(len(weight), -1, group)
     low, high = grouped.min(-1, keepdims=True), grouped.max(-1, keepdims=True)
-    levels = (1 << bits) - 1
-    scale = np.maximum((high - low) / levels, 1e-7)
+    levels = np.float32((1 << bits) - 1)
+    scale = np.maximum((high - low) / levels, np.float32(1e-7))
     from_low = np.abs(low) > np.abs(high)
     scale = np.where(from_low, scale, -scale)
     edge = np.where(from_low, low, high)
-    steps = np.round(edge / scale)
-    scale = np.where(steps != 0, edge / np.where(steps == 0, 1, steps), scale)
-    bias = np.where(steps != 0, edge, 0.0)
-    codes = np.clip(np.round((grouped - bias) / scale), 0, levels)
-    return (codes * scale + bias).reshape(weight.shape)
+    steps = np.rint(edge / scale)
+    scale = np.where(steps != 0, edge / np.where(steps == 0, np.float32(1), steps), scale)
+    bias = np.where(steps != 0, edge, np.float32(0))
+    codes = np.clip(np.rint((grouped - bias) / scale), 0, levels)
+    scale, bias = (x.astype(dtype).astype(np.float32) for x in (scale, bias))
+    return (codes * scale + bias).reshape(weight.shape).astype(np.float64)

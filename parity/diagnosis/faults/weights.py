@@ -13,8 +13,6 @@ from parity.diagnosis.place import Array, Place, Variants
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 # Exchanged they are `attention.out_proj_swapped`: the same numbers, whether names or tensors were exchanged.
 _OUTPUTS = {"transformer_blocks.N.attn.to_out.0", "transformer_blocks.N.attn.to_add_out"}
-# Blocks that are tried in the place of one: its neighbours, the ends, and those an index slip leads to.
-_NEAR = (-1, 1, -2, 2)
 
 
 def _replaced(p: Place, layer: str, weight: Callable[[str], Array]) -> Place:
@@ -118,6 +116,78 @@ def swapped(p: Place) -> Variants:
             )
 
 
+@fault(
+    "weights.swapped", component="*", title="a layer has the weights of another one",
+    fix="map the block's keys to its own tensors: compare the port's name map with the checkpoint's keys",
+)  # fmt: skip
+def all_swapped(p: Place) -> Variants:
+    """All that this place uses, norms included: of a block nearby, the first or the last, or of the other stream."""
+    yield from _of_blocks(p, _nearby)
+    if p.stream in ("img", "txt"):
+        yield "all weights are those of the other stream", _mapped(p, _to_other_stream)
+
+
+@fault(
+    "weights.swapped", component="*", title="a layer has the weights of another one", late=True,
+    fix="map the block's keys to its own tensors: compare the port's name map with the checkpoint's keys",
+)  # fmt: skip
+def of_a_far_block(p: Place) -> Variants:
+    """All weights are those of some other block."""
+    yield from _of_blocks(p, lambda here, other, last: not _nearby(here, other, last))
+
+
+def _nearby(here: int, other: int, last: int) -> bool:
+    return abs(other - here) <= 2 or other in (0, last)
+
+
+def _of_blocks(p: Place, which: Callable[[int, int, int], bool]) -> Variants:
+    """which: whether a block is tried in the place of another, of so many."""
+    if p.block is None or not p.layers():
+        return
+    blocks = _blocks(p)
+    for other in sorted(set(blocks) - {p.block}):
+        if which(p.block, other, max(blocks)):
+            yield f"all weights are those of {_other_block(p.block, other)}", _mapped(p, _to_block(other))
+
+
+def _mapped(p: Place, rule: Callable[[str], str]) -> Place:
+    return p.changed(weight=lambda key: p.weight(rule(key)))
+
+
+def _to_block(other: int) -> Callable[[str], str]:
+    return lambda key: _BLOCK.sub(str(other), key, count=1)
+
+
+def _blocks(p: Place) -> list[int]:
+    """Numbers of the model's blocks."""
+    match = _BLOCK.search(p.layers()[0])
+    if match is None:
+        return []
+    pattern = re.compile(re.escape(p.layers()[0][: match.start()]) + r"(\d+)\.")
+    return sorted({int(m[1]) for key in getattr(p.values.weights, "entries", {}) if (m := pattern.match(key))})
+
+
+def _other_block(here: int, other: int) -> str:
+    """A slip by one or two reads the same in all blocks, a block that all have reads the same too."""
+    return f"block N{other - here:+d}" if abs(other - here) <= 2 and other else f"block {other}"
+
+
+# Names of a stream's parts in the keys of a block -> those of the other stream.
+_OTHER_STREAM = {
+    "img_mod": "txt_mod", "img_mlp": "txt_mlp", "to_q": "add_q_proj", "to_k": "add_k_proj", "to_v": "add_v_proj",
+    "to_out.0": "to_add_out", "norm_q": "norm_added_q", "norm_k": "norm_added_k",
+}  # fmt: skip
+_BACK = {other: one for one, other in _OTHER_STREAM.items()}
+
+
+def _to_other_stream(key: str) -> str:
+    for names in (_OTHER_STREAM, _BACK):
+        for one, other in names.items():
+            if f".{one}." in key:
+                return key.replace(f".{one}.", f".{other}.")
+    return key
+
+
 def _of_another(p: Place, layer: str, other: str, leaves: tuple[str, ...]) -> Callable[[str], Array]:
     def weight(key: str) -> Array:
         leaf = key.removeprefix(f"{layer}.")
@@ -130,7 +200,7 @@ def _named(layer: str, other: str) -> str:
     """``to_q has to_k``; of another block how far away that one is, so that a slip reads the same in all blocks."""
     here, there = _BLOCK.search(layer), _BLOCK.search(other)
     if here and there and here[0] != there[0] and _short(layer) == _short(other):
-        return f"{_short(layer)} is that of block N{int(there[0]) - int(here[0]):+d}"
+        return f"{_short(layer)} is that of {_other_block(int(here[0]), int(there[0]))}"
     return f"{_short(layer)} is {_short(other)}"
 
 
@@ -146,7 +216,8 @@ def _others(p: Place, layer: str, shape: tuple[int, ...]) -> Iterator[str]:
         if match is None or other is None:
             if match is None and other is None:
                 yield name
-        elif other[0] == match[0] or _short(name) == _short(layer):
+        # All blocks are tried with all their weights; one layer alone only of the nearest.
+        elif other[0] == match[0] or (_short(name) == _short(layer) and abs(int(other[0]) - int(match[0])) <= 2):
             yield name
 
 

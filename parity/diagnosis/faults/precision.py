@@ -1,0 +1,61 @@
+"""Products of a shorter mantissa than the run's dtype has: TF32 and the like, in every linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from parity.diagnosis.fault import fault
+from parity.diagnosis.place import Array, Place, Variants
+
+_TF32_BITS = 13  # of float32's mantissa that TF32 has not
+
+
+def tf32(x: Array, *, truncate: bool = False) -> Array:
+    """Values with ten bits of mantissa, as tensor cores take them."""
+    bits = x.astype(np.float32).view(np.uint32)
+    if not truncate:
+        bits = bits + np.uint32((1 << (_TF32_BITS - 1)) - 1) + ((bits >> np.uint32(_TF32_BITS)) & np.uint32(1))
+    return (bits & ~np.uint32((1 << _TF32_BITS) - 1)).view(np.float32).astype(np.float64)
+
+
+def _rounded(dtype: type) -> Callable[[Array], Array]:
+    return lambda x: x.astype(dtype).astype(np.float64)
+
+
+_MANTISSAS: dict[str, Callable[[Array], Array]] = {
+    "TF32": tf32,
+    "TF32, cut off": lambda x: tf32(x, truncate=True),
+    "bfloat16": _rounded(ml_dtypes.bfloat16),
+    "float16": _rounded(np.float16),
+}
+
+
+@fault(
+    "backend.precision_mode", component="*", title="products are made of shorter mantissas than the dtype has",
+    fix="MLX_ENABLE_TF32=0, or torch.backends.cuda.matmul.allow_tf32 = False; do not cast inputs of products down",
+    seen="mlx#3860",
+)  # fmt: skip
+def precision_mode(p: Place) -> Variants:
+    """Inputs and weights of the linear layers rounded, alone and with attention's; and results rounded."""
+    if not p.layers():
+        return
+    for said, short in _MANTISSAS.items():
+
+        def linear(x: Array, layer: str, short: Callable[[Array], Array] = short) -> Array:
+            q = p.changed(weight=lambda key: short(p.weight(key)) if key.endswith(".weight") else p.weight(key))
+            return q.linear(short(x), layer)
+
+        yield f"inputs of products in {said}", p.changed(linear=linear)
+        if hasattr(p, "attend") and p.kind == "attn":
+
+            def attend(q: Array, k: Array, v: Array, short: Callable[[Array], Array] = short) -> Array:
+                return p.attend(short(q), short(k), short(v))
+
+            yield f"inputs of products and of attention in {said}", p.changed(linear=linear, attend=attend)
+        yield (
+            f"products rounded to {said}",
+            p.changed(linear=lambda x, layer, short=short: short(p.linear(x, layer))),
+        )
