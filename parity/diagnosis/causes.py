@@ -26,7 +26,10 @@ class Finding:
     matches: tuple[Match, ...]
 
 
-def assemble(findings: Sequence[Finding], unexplained: Sequence[Unexplained], limits: Limits = LIMITS) -> Diagnosis:
+def assemble(
+    findings: Sequence[Finding], unexplained: Sequence[Unexplained], suspected: Sequence[Cause] = (),
+    limits: Limits = LIMITS,
+) -> Diagnosis:  # fmt: skip
     """Causes, each with all its places.
 
     Among explanations of one checkpoint, one that also explains others of its kind comes first: chance agrees once.
@@ -41,12 +44,24 @@ def assemble(findings: Sequence[Finding], unexplained: Sequence[Unexplained], li
         for fault, detail in chosen.steps:
             cause = causes.setdefault(fault.code, Cause(fault.code, fault.title, fault.fix, fault.seen, "proven", []))
             _add(cause, finding, chosen, detail, ties, limits)
+    for one in suspected:
+        sources[one.where[0]] = None
+        _merge(causes, one)
     diagnosis = Diagnosis("run", sources=list(sources), causes=list(causes.values()), unexplained=list(unexplained))
     for one in unexplained:
         if one.where not in sources:
             diagnosis.sources.append(one.where)
     diagnosis.causes.sort(key=lambda cause: CONFIDENCE.index(cause.confidence))
     return diagnosis
+
+
+def _merge(causes: dict[str, Cause], one: Cause) -> None:
+    """Put a suspicion under a cause of the same code, if there is one."""
+    known = causes.setdefault(one.code, one)
+    if known is not one:
+        known.where += [name for name in one.where if name not in known.where]
+        known.details += [detail for detail in one.details if detail not in known.details][: 3 - len(known.details)]
+        known.evidence["checkpoints"] = len(known.where)
 
 
 def _shared(findings: Sequence[Finding]) -> dict[tuple[str, str | None], dict[tuple[Step, ...], int]]:

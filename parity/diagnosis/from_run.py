@@ -14,8 +14,10 @@ from parity.diagnosis.fault import Fault
 from parity.diagnosis.fingerprint import fingerprint
 from parity.diagnosis.recipes import place_class
 from parity.diagnosis.reopen import Reopened, case_of
-from parity.diagnosis.result import Diagnosis, Unexplained
+from parity.diagnosis.result import Cause, Diagnosis, Unexplained
 from parity.diagnosis.search import LIMITS, Limits, Search
+from parity.diagnosis.signs import signs
+from parity.diagnosis.ways import Backend
 from parity.names import parse
 
 # Checkpoints of one kind and stream that are searched through in full; others are held against what was found there.
@@ -46,6 +48,7 @@ class _Log:
     """What was found so far."""
 
     findings: list[Finding] = field(default_factory=list)
+    suspected: list[Cause] = field(default_factory=list)
     unexplained: list[Unexplained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     first: dict[str, str] | None = None
@@ -82,7 +85,7 @@ def diagnose(
         covered |= set(unit.sources)
         told(f"{unit.case.name}, {unit.dtype}")
         _investigate(unit, ports, search, log, limits)
-    diagnosis = assemble(log.findings, log.unexplained)
+    diagnosis = assemble(log.findings, log.unexplained, log.suspected)
     diagnosis.notes = log.notes + diagnosis.notes
     diagnosis.first = log.first or run["first_divergence"]
     diagnosis.seconds = time.monotonic() - clock
@@ -122,7 +125,7 @@ def _investigate(unit: _Unit, ports: Reopened, search: Search, log: _Log, limits
         if not wrong:
             _say_not_reproduced(unit, name, log)
         for one in wrong:
-            _explain(one, stage, search, seen, log)
+            _explain(one, stage, search, seen, log, ports.backends)
             if log.first is None:
                 log.first = {"case": case.name, "mode": unit.mode, "dtype": unit.dtype, "checkpoint": one.name}
         if stage.unstable:
@@ -164,15 +167,25 @@ def _like(name: str) -> tuple[str, str | None]:
     return parts.kind, parts.stream
 
 
-def _explain(one: Local, stage: Stage, search: Search, seen: dict[tuple[str, str | None], int], log: _Log) -> None:
+def _explain(
+    one: Local,
+    stage: Stage,
+    search: Search,
+    seen: dict[tuple[str, str | None], int],
+    log: _Log,
+    backends: Sequence[Backend],
+) -> None:
     like = _like(one.name)
     matches = search.explain(stage, one, quick=seen.get(like, 0) >= SEARCHED)
     seen[like] = seen.get(like, 0) + 1
     if matches:
         log.findings.append(Finding(one.name, one.excess, tuple(matches)))
         return
-    marks = fingerprint(one, stage) if seen[like] <= SEARCHED else []
-    log.unexplained.append(Unexplained(one.name, one.excess, "", marks))
+    first = seen[like] <= SEARCHED
+    suspected = signs(one, backends if first else ())
+    log.suspected += suspected
+    if not any(cause.confidence != "possible" for cause in suspected):
+        log.unexplained.append(Unexplained(one.name, one.excess, "", fingerprint(one, stage) if first else []))
 
 
 def _say_not_reproduced(unit: _Unit, stage: str, log: _Log) -> None:

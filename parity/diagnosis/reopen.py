@@ -13,6 +13,7 @@ from parity.components.base import DTYPES, Case
 from parity.diagnosis.evidence import Stage
 from parity.diagnosis.place import Values
 from parity.diagnosis.recipes import place_class
+from parity.diagnosis.ways import Backend
 from parity.diagnosis.weights import ModelWeights
 from parity.errors import ParityError, UsageError
 from parity.lora import LoraFile
@@ -30,12 +31,14 @@ class Reopened:
         model: the run's weights.
         reference, candidate: the ports.
         loras: that both wear.
+        backends: the candidate's library, to make single operations again.
     """
 
     model: ModelFolder
     reference: Port
     candidate: Port
     loras: tuple[LoraFile, ...] = ()
+    backends: tuple[Backend, ...] = ()
 
     def stages(
         self, case: Case, dtype: str, wanted: Collection[str], *, isolated: bool = True
