@@ -106,6 +106,7 @@ def replay(
 
 
 def row_axis(op: str) -> int:
+    """The axis of a result along which rows are independent of each other."""
     return referee.OPS[op].rows[1] if referee.OPS[op].rows else 0
 
 
@@ -135,6 +136,7 @@ def _parts(count: int, pieces: int) -> Iterator[slice]:
 
 
 def rows_of(op: str, arrays: Arrays, part: slice | Array) -> dict[str, Array]:
+    """The inputs of some rows of an operation."""
     name, axis = referee.OPS[op].rows
     found = dict(arrays)
     found[name] = arrays[name][(slice(None),) * axis + (part,)]
