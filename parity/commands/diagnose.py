@@ -24,7 +24,9 @@ def diagnose(
     /,
     *,
     reference: Annotated[Path | None, Parameter(help="a picture or trace as it should be")] = None,
-    weights: Annotated[str | None, Parameter(help="the run's weights, where they lie elsewhere now")] = None,
+    weights: Annotated[
+        str | None, Parameter(help="the run's weights, where they lie elsewhere now; of a dump, those the port had")
+    ] = None,
     candidate: Annotated[str | None, Parameter(help="the run's port, where it has another name now")] = None,
     out: Annotated[Path | None, Parameter(help="folder for pictures of what was found")] = None,
     format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",
@@ -40,7 +42,8 @@ def diagnose(
     Parameters
     ----------
     subject
-        a run folder, a trace (folder or .safetensors), a log (.txt, .log), or a picture.
+        a run folder, a trace (folder, or .safetensors whose keys are checkpoint names), a log
+        (.txt, .log), or a picture.
     """
     if list:
         return _list(format)
@@ -69,9 +72,27 @@ def _examine(
         from parity.diagnosis.from_log import from_log
 
         return from_log(subject)
+    if subject.is_file() and weights:
+        return _dump(subject, weights)
     from parity.diagnosis.from_trace import from_trace
 
-    return from_trace(subject, reference)
+    found = from_trace(subject, reference)
+    if subject.is_file():
+        found["notes"].append("--weights DIR, with the weights the port had, holds each tensor against its parents")
+    return found
+
+
+def _dump(file: Path, weights: str) -> dict[str, Any]:
+    """Tensors, each held against what the reference makes of its parents."""
+    from parity.commands.weights_option import open_model
+    from parity.diagnosis.from_dump import diagnose as from_dump
+    from parity.diagnosis.tracefile import read_dump
+
+    err = Console(stderr=True, highlight=False)
+    dump = read_dump(file)
+    with err.status("opening weights") as status:
+        model = open_model(weights, ("transformer",), err, later=lambda _: True)
+        return to_json(from_dump(dump, model, catalogue(), lambda what: status.update(f"diagnosing {what}")).to_json())
 
 
 def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, Any]:
@@ -90,11 +111,21 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
     with err.status("opening weights") as status:
         model = open_model(weights or run["ports"]["weights"], folders, err, later=lambda _: True)
         loras = open_loras(run["ports"]["lora"], model, err)
-        ports = Reopened(model, open_port("reference"), open_port(candidate or run["ports"]["candidate"]), loras)
+        port = open_port(candidate or run["ports"]["candidate"])
+        ports = Reopened(model, open_port("reference"), port, loras, _libraries())
         found = from_run(run, ports, catalogue(), lambda what: status.update(f"diagnosing {what}")).to_json()
         write_json(folder / diagnosispage.FILE, found)
         render_report(run, folder / "report.html", force=True)
     return to_json(found)
+
+
+def _libraries() -> tuple[Any, ...]:
+    """What makes single operations of the candidate's library again, where that is installed."""
+    try:
+        from mlx_impl.replay import MlxReplay
+    except ModuleNotFoundError:
+        return ()
+    return (MlxReplay(),)
 
 
 def _print(found: dict[str, Any], format: str) -> None:
