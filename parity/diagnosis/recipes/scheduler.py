@@ -76,7 +76,8 @@ class LevelsPlace(Place):
     def time_shift(self, sigmas: Array, mu: float) -> Array:
         """The dynamic shift."""
         weight = math.exp(mu) if self.setting("time_shift_type") == "exponential" else mu
-        return weight / (weight + (1 / sigmas - 1))
+        with np.errstate(divide="ignore"):  # a level of 0 stays 0
+            return weight / (weight + (1 / sigmas - 1))
 
     def shifted(self, sigmas: Array, mu: float) -> Array:
         """Levels behind whichever shift the config asks for."""
