@@ -101,6 +101,7 @@ class Injection:
         streams: it can be planted in one of these alone; with one of them, it is of that stream. Empty where a
             fault is of both or of none.
         also: other codes that are as right: the same change by another name.
+        outside: checkpoints outside of blocks that are wrong too where the fault acts everywhere.
         helpers: code of functions that the new text calls as ``site.…``.
         only: sites in blocks it can be planted at: "any", or "all" where it acts in all of them.
     """
@@ -113,6 +114,7 @@ class Injection:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     streams: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     helpers: str = ""
     only: str = "any"
 
@@ -137,6 +139,7 @@ class Injection:
         streams = site.streams or self.streams or STREAMS
         inside = [one for one in self.shows if "{b}" in one]
         found = [one for one in self.shows if "{b}" not in one]
+        found += self.outside if site.blocks is None else ()
         for block in blocks:
             for pattern in inside:
                 found += [pattern.format(b=f"{block:02d}", s=s) for s in (streams if "{s}" in pattern else ("",))]

@@ -70,8 +70,11 @@ class Outcome:
 
     @property
     def exact(self) -> bool:
-        """Nothing else is called a source, and everything is that the run itself sees as one."""
-        told, expected = set(self.sources), set(self.expected)
+        """Nothing else is called a source, and everything is that the run itself sees as one.
+
+        Of a step of a pipeline, a checkpoint inside it is the step's.
+        """
+        told, expected = {_of_step(name, self.expected) for name in self.sources}, set(self.expected)
         return bool(told) and told <= expected and set(self.run_sources) & expected <= told
 
     @property
@@ -112,6 +115,11 @@ class Outcome:
         """Every field, and what is judged of them."""
         judged = ("exact", "first_right", "all_right", "wrongly_named", "alarm", "good")
         return asdict(self) | {name: getattr(self, name) for name in judged}
+
+
+def _of_step(name: str, expected: Sequence[str]) -> str:
+    """A pipeline's step that a checkpoint is inside of, where the step is expected; else the checkpoint itself."""
+    return next((one for one in expected if one.startswith("step.") and name.startswith(f"{one}.")), name)
 
 
 def examine(lab: Lab, instance: Instance, diagnose: Diagnose) -> Outcome:

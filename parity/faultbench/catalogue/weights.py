@@ -11,7 +11,7 @@ _LOAD = '    arrays = dict(_cast(checkpoint, f"{prefix}.", dtype, hold))\n'
 
 LINEARS = ("block.{b}.{s}.mod", "block.{b}.{s}.q", "block.{b}.{s}.k", "block.{b}.{s}.v", "block.{b}.{s}.attn",
            "block.{b}.{s}.ffn")  # fmt: skip
-EMBED_LINEARS = ("img_in", "txt_in", "time.linear_1", "temb")
+OUTSIDE = ("img_in", "txt_in", "time.linear_1", "temb", "norm_out.mod", "final")
 # Names of the same layers in both streams.
 _NAMES = {
     "q": ("attn.to_q", "attn.add_q_proj"), "k": ("attn.to_k", "attn.add_k_proj"), "v": ("attn.to_v", "attn.add_v_proj"),
@@ -60,10 +60,10 @@ _WEIGHTS = (
              "txt_norm"),
     *_each_stream("weights.random", "attn", "attn",
                   ['arrays["{key}"] = mx.random.uniform(-0.09, 0.09, arrays["{key}"].shape, '
-                   'key=mx.random.key(3)).astype(dtype)']),
+                   'key=mx.random.key(3)).astype(dtype)'], also=("weights.missing", "weights.unused")),
     *_each_stream("weights.random", "mod", "mod",
                   ['arrays["{key}"] = 0.02 * mx.random.normal(arrays["{key}"].shape, '
-                   'key=mx.random.key(4)).astype(dtype)']),
+                   'key=mx.random.key(4)).astype(dtype)'], also=("weights.missing", "weights.unused")),
     _of_part("weights.random", "proj_out", "proj_out",
              ['arrays["weight"] = mx.random.normal(arrays["weight"].shape, key=mx.random.key(5)).astype(dtype)'],
              "final"),
@@ -132,7 +132,8 @@ def _packed(code, variant, arguments, shows=LINEARS, **more):
             bits=self.bits,
             mode=self.mode,
         )›"""
-    return Injection(code, variant, (swap(LAYERS, marked, call),), shows, cases=("quantized",), **more)
+    edit = swap(LAYERS, marked, call)
+    return Injection(code, variant, (edit,), shows, cases=("quantized",), outside=OUTSIDE, **more)
 
 
 _QUANT = (
@@ -160,6 +161,7 @@ def reversed_words(words):
         (swap(LAYERS, """            self.get("biases"),
             ‹self.get("bias")›,""", "None"),),
         LINEARS, cases=("quantized",),
+        outside=OUTSIDE,
     ),
 )  # fmt: skip
 
@@ -168,23 +170,24 @@ _SIDES = "        for side in self._sides:\n            y = y + side(x)\n"
 _NO_SIDES = f"        if site.at():\n            return y\n{_SIDES}"
 
 _LORA = (
-    Injection("lora.not_applied", "plain", (put(LORA, _SIDES, _NO_SIDES),), LINEARS, cases=("lora",)),
+    Injection("lora.not_applied", "plain", (put(LORA, _SIDES, _NO_SIDES),), LINEARS, cases=("lora",), outside=OUTSIDE),
     Injection("lora.not_applied", "square_layers",
               (put(LORA, _SIDES, _NO_SIDES.replace("site.at()", "site.at() and y.shape[-1] == x.shape[-1]")),),
-              ("block.{b}.{s}.q", "block.{b}.{s}.k", "block.{b}.{s}.v", "block.{b}.{s}.attn"), cases=("lora",)),
+              ("block.{b}.{s}.q", "block.{b}.{s}.k", "block.{b}.{s}.v", "block.{b}.{s}.attn"), cases=("lora",),
+              outside=("temb",)),
     Injection("lora.scale", "alpha_ignored", (put(LORA, "_split(alpha / pair.rank)", "_split(1.0)"),),
-              (*EMBED_LINEARS, *LINEARS, "norm_out.mod", "final"), cases=("lora",), only="all"),
+              (*OUTSIDE, *LINEARS), cases=("lora",), only="all"),
     Injection("lora.scale", "user_scale_ignored",
               (put(LORA, "adapter.scale * pair.multiplier", "pair.multiplier"),),
-              (*EMBED_LINEARS, *LINEARS, "norm_out.mod", "final"), cases=("lora",), only="all"),
+              (*OUTSIDE, *LINEARS), cases=("lora",), only="all"),
     Injection("lora.scale", "alpha_for_alpha_over_rank",
               (put(LORA, "_split(alpha / pair.rank)", "_split(alpha)"),),
-              (*EMBED_LINEARS, *LINEARS, "norm_out.mod", "final"), cases=("lora",), only="all"),
+              (*OUTSIDE, *LINEARS), cases=("lora",), only="all"),
     Injection(
         "lora.lost_in_precision", "fused_bfloat16",
         (swap(LORA, "        y = ‹self.base(x)›\n", "site.fused(self.base, self._sides, x)"),
          put(LORA, _SIDES, _NO_SIDES)),
-        LINEARS, cases=("lora",),
+        LINEARS, cases=("lora",), outside=OUTSIDE,
         helpers="""
 def fused(base, sides, x):
     # The delta added to the weights in bfloat16, where most of it is rounded away.
@@ -238,7 +241,7 @@ _BACKEND = (
     Injection(
         "backend.precision_mode", "tf32",
         (swap(LAYERS, _LINEAR, "ops.linear(site.tf32(x), site.tf32(self.weight), self.bias)"),),
-        LINEARS, dtypes=("float32",),
+        LINEARS, dtypes=("float32",), outside=OUTSIDE,
         helpers="""
 def tf32(x):
     # 10 bits behind the point, rounded to nearest.
@@ -250,12 +253,12 @@ def tf32(x):
         "backend.precision_mode", "bfloat16_products",
         (swap(LAYERS, _LINEAR, "ops.linear(x.astype(mx.bfloat16), self.weight.astype(mx.bfloat16), self.bias)"
                                ".astype(x.dtype)"),),
-        LINEARS, dtypes=("float32",),
+        LINEARS, dtypes=("float32",), outside=OUTSIDE,
     ),
     Injection(
         "backend.kernel", "rows_from_32",
         (swap(LAYERS, "return ‹ops.gelu_tanh(self.proj(x))›", "site.short(ops.gelu_tanh(self.proj(x)))"),),
-        ("block.{b}.img.ffn",),
+        ("block.{b}.img.ffn",), streams=("img",),
         helpers="""
 def short(y):
     # A kernel that writes no rows from 32 on.
