@@ -52,7 +52,7 @@ class Stage:
             of.domain, of.graph, of.stage, jitter(of.captured, (*key, 1)), jitter(of.state, (*key, 2)), of.weights,
             of.config, truth=of.truth,
         )  # fmt: skip
-        moved.noisy = True
+        moved.candidate, moved.noisy = of.captured, True
         return moved
 
     def local(self) -> list[Local]:

@@ -52,6 +52,8 @@ class Values:
         self.captured, self.state, self.weights, self.config = captured, state, weights, config
         self.truth: Mapping[str, Array] = truth or {}
         self._wide: dict[str, Array] = {}
+        # The candidate's own, which estimates are read off, also where `captured` is moved by noise.
+        self.candidate = captured
         # Whether recipes shall do in float32 what a port does in float32 at best: it shows how noisy that is.
         self.noisy = False
         # What plain places have computed for one another.

@@ -100,7 +100,7 @@ def residual_twice(p: TransformerPlace) -> Variants:
 )  # fmt: skip
 def clamped(p: TransformerPlace) -> Variants:
     """At the candidate's own extremes, where several of its values meet them; or inside the network."""
-    value = p.values.captured.get(p.name)
+    value = p.values.candidate.get(p.name)
     if value is not None and value.size and np.isfinite(value.astype(np.float64)).all():
         value = value.astype(np.float64)
         low, high = float(value.min()), float(value.max())
@@ -137,7 +137,7 @@ def _clip_behind(p: TransformerPlace, bound: float) -> Callable[[Array], Array]:
 )  # fmt: skip
 def fp16_overflow(p: TransformerPlace) -> Variants:
     """Of the result, or in the network's hidden layer; only where the candidate is not finite."""
-    value = p.values.captured.get(p.name)
+    value = p.values.candidate.get(p.name)
     if value is None or np.isfinite(value.astype(np.float64)).all():
         return
     yield "the result", _then(p, _overflowing)
@@ -146,6 +146,7 @@ def fp16_overflow(p: TransformerPlace) -> Variants:
         yield "the hidden layer", p.changed(gelu=lambda x: p.gelu(_overflowing(x)))
         yield "the hidden layer, rounded", p.changed(gelu=lambda x: p.gelu(_half(x)))
         yield "behind the activation", p.changed(gelu=lambda x: _overflowing(p.gelu(x)))
+        yield "behind the activation, rounded", p.changed(gelu=lambda x: _half(p.gelu(x)))
         yield (
             "hidden layer and result",
             _then(p.changed(gelu=lambda x: _overflowing(p.gelu(_overflowing(x)))), _overflowing),
@@ -155,8 +156,16 @@ def fp16_overflow(p: TransformerPlace) -> Variants:
         yield "all in half precision", whole
         raw = p.changed(linear=lambda x, layer: _overflowing(p.linear(_overflowing(x), layer) - _bias(p, layer)) + _bias(p, layer))  # fmt: skip # noqa: E501
         yield "a product before its bias", raw
+        for factor in (2.0**power for power in range(-7, 11) if power):
+            yield f"the result times {factor:g}, rounded", _then(p, _half_scaled(factor))
+            if p.kind == "ffn":
+                half = _half_scaled(factor)
+                yield f"behind the activation, times {factor:g}", p.changed(gelu=lambda x, h=half: h(p.gelu(x)))
     if p.kind in SUMS:
         yield "the gated update", p.changed(gated_add=lambda x, gate, y: x + _overflowing(gate * y))
+        yield "the sum in half precision", p.changed(gated_add=lambda x, gate, y: _half(_half(x) + _half(gate * y)))
+        product = lambda x, gate, y: _half(_half(x) + _half(_half(gate) * _half(y)))  # noqa: E731
+        yield "sum and product in half precision", p.changed(gated_add=product)
 
 
 def _overflowing(x: Array) -> Array:
@@ -166,6 +175,11 @@ def _overflowing(x: Array) -> Array:
 
 def _half(x: Array) -> Array:
     return rounded(x, "float16")
+
+
+def _half_scaled(factor: float) -> Callable[[Array], Array]:
+    """Half precision of what was scaled by a power of two and is scaled back."""
+    return lambda x: _half(x * factor) / factor
 
 
 def _bias(p: TransformerPlace, layer: str) -> Array | float:

@@ -104,7 +104,7 @@ def width_height(p: TransformerPlace) -> Variants:
 )  # fmt: skip
 def rows_shifted(p: TransformerPlace) -> Variants:
     """By as many rows as fits the candidate best; rows that come from elsewhere are not known and taken as found."""
-    value = p.values.captured.get(p.name)
+    value = p.values.candidate.get(p.name)
     if value is None or value.ndim != 3 or value.shape[1] < 4 or not np.isfinite(value.astype(np.float64)).all():
         return
     value, right = widened(value), p.recipe()
@@ -153,7 +153,7 @@ def _filled(x: Array, shift: int, beyond: Array | None) -> Array:
 )  # fmt: skip
 def not_contiguous(p: TransformerPlace) -> Variants:
     """The checkpoint itself, every order of its axes."""
-    value = p.values.captured.get(p.name)
+    value = p.values.candidate.get(p.name)
     shape = value.shape if value is not None else p.recipe().shape
     once = cache(p.recipe)
     for detail, reading in flat_readings(shape):

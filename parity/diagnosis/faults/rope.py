@@ -116,7 +116,7 @@ def text_offset(p: TransformerPlace) -> Variants:
         if start not in tried:
             tried.add(start)
             yield detail, p.changed(text_start=lambda start=start: start)
-    found = start_of(p.values.captured.get(p.name), p.frequencies())
+    found = start_of(p.values.candidate.get(p.name), p.frequencies())
     if found is not None and found not in tried:
         yield f"at {found}", p.changed(text_start=lambda: found)
 
@@ -229,7 +229,7 @@ def _splits(p: TransformerPlace) -> Iterator[tuple[int, int, int]]:
 )  # fmt: skip
 def theta(p: TransformerPlace) -> Variants:
     """Other bases, exponents and splits, and whichever base the candidate's table shows."""
-    found = base_of(p.values.captured.get(p.name), positions(p), p.config["axes_dims_rope"])
+    found = base_of(p.values.candidate.get(p.name), positions(p), p.config["axes_dims_rope"])
     listed = any(found is not None and abs(found / base - 1) < 1e-3 for base in (*BASES, 10000.0))
     for base in (*BASES, *(() if found is None or listed else (found,))):
         yield f"base {base:g}", p.changed(frequencies=lambda base=base: p.frequencies(base))
@@ -250,7 +250,7 @@ def theta(p: TransformerPlace) -> Variants:
 def interpolated(p: TransformerPlace) -> Variants:
     """Usual factors, and whichever the candidate's table shows."""
     factors = [0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625, 16.0]
-    found = speed_of(p.values.captured.get(p.name), positions(p))
+    found = speed_of(p.values.candidate.get(p.name), positions(p))
     if found is not None and not any(abs(found / factor - 1) < 1e-3 for factor in (1.0, *factors)):
         factors.append(found)
     for factor in factors:
@@ -284,7 +284,7 @@ def _rotary_in(p: TransformerPlace, dtype: str, steps: tuple[str, ...]) -> Calla
         angle = np.concatenate([np.outer(where[:, i], f) for i, f in enumerate(frequencies)], axis=1)
         angle = rounded(angle, dtype) if "angles" in steps else angle.astype(np.float32).astype(np.float64)
         table = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-        return rounded_like(table, dtype, p.values.captured.get(p.name)) if "table" in steps else table
+        return rounded_like(table, dtype, p.values.candidate.get(p.name)) if "table" in steps else table
 
     return rotary
 

@@ -38,7 +38,7 @@ def _then(p: TransformerPlace, change: Callable[[Array], Array]) -> TransformerP
 )  # fmt: skip
 def scale(p: TransformerPlace) -> Variants:
     """Usual factors, and whichever the candidate's slowest channel shows."""
-    found = time_scale_of(p.values.captured.get(p.name), p.timestep())
+    found = time_scale_of(p.values.candidate.get(p.name), p.timestep())
     listed = found is None or any(abs(found / one - 1) < 1e-3 for one in (*_SCALES, 1000.0))
     for factor in (*_SCALES, *(() if listed else (found,))):
         yield f"{factor:g}·t", _with(p, scale=factor)
@@ -61,7 +61,7 @@ def halves(p: TransformerPlace) -> Variants:
 @fault("time.freq_shift", at=PROJ, title="the time embedding has other frequencies", fix=SINUSOID)
 def freq_shift(p: TransformerPlace) -> Variants:
     """downscale_freq_shift 1, other periods, and whichever the candidate's slowest channel shows."""
-    found = period_of(p.values.captured.get(p.name), p.timestep())
+    found = period_of(p.values.candidate.get(p.name), p.timestep())
     listed = found is None or any(abs(found / one - 1) < 1e-3 for one in (*_PERIODS, 10000.0))
     yield "downscale_freq_shift 1", _with(p, shift=1.0)
     for period in (*_PERIODS, *(() if listed else (found,))):
@@ -92,13 +92,13 @@ def _sinusoid_in(p: TransformerPlace, narrow: str, step: str) -> Callable[..., A
 
         given = {"scale": 1000.0, "shift": 0.0, "period": 10000.0} | options
         if step == "sinusoid":
-            return rounded_like(p.sinusoid(timestep, **options), narrow, p.values.captured.get(p.name))
+            return rounded_like(p.sinusoid(timestep, **options), narrow, p.values.candidate.get(p.name))
         exponent = -np.log(given["period"]) * np.arange(128) / (128 - given["shift"])
         frequency = maybe(np.exp(exponent), "frequencies")
         scaled = maybe(maybe(timestep, "timestep") * given["scale"], "1000·t")
         angle = maybe(scaled[:, None] * frequency, "angles")
         made = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
-        return rounded_like(made, narrow, p.values.captured.get(p.name)) if step == "all" else made
+        return rounded_like(made, narrow, p.values.candidate.get(p.name)) if step == "all" else made
 
     return sinusoid
 
