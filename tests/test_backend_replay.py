@@ -16,7 +16,7 @@ from parity.diagnosis import referee
 from parity.diagnosis import sweep as sweeping
 from parity.diagnosis.backend import check, measure
 from parity.diagnosis.elsewhere import Elsewhere
-from parity.diagnosis.judge import LIMIT
+from parity.diagnosis.judge import ACCUMULATOR, LIMIT
 from parity.diagnosis.reference_bad import also_bad
 from parity.diagnosis.sweep import boundaries, sweep
 from parity.errors import UsageError
@@ -114,7 +114,7 @@ def test_mlx_itself_raises_no_alarm_on_the_cpu(op):
         assert found == []
         return
     (one,) = found
-    assert (one.code, one.evidence["mode"]) == ("backend.precision_mode", "reduced accumulation")
+    assert (one.code, one.evidence["mode"]) == ("backend.precision_mode", ACCUMULATOR)
     assert all("float32" in way for way in one.right)
     assert not any("float32" in way for way in one.wrong)
 
@@ -178,15 +178,17 @@ def test_the_ways_that_are_right_say_where_the_fault_is(what):
         assert not any(way.endswith("alone") for way in one.wrong)
 
 
-def test_a_shorter_mantissa_is_a_precision_mode_and_no_broken_kernel():
-    def tf32(made, arrays, call):
+@pytest.mark.parametrize(("op", "truncate"), [("linear", True), ("linear", False), ("conv", False), ("sdpa", False)])
+def test_a_shorter_mantissa_is_a_precision_mode_and_no_broken_kernel(op, truncate):
+    arrays, options = given(op, inputs=512)
+
+    def tf32(made, a, call):
         if call["dtype"] != "float32" or call["device"] != "gpu":
             return made
-        return referee.rounding_runs("linear", referee.reduced(arrays, 10, truncate=True), {}, made.dtype)[0]
+        return referee.exact(op, a, options, referee.shorter(10, truncate)).astype(np.float32)
 
-    arrays, _ = given("linear", inputs=512)
-    (one,) = check("linear", arrays, [Library(tf32)])
-    assert (one.code, one.evidence["mode"]) == ("backend.precision_mode", "TF32 (10 bits of mantissa)")
+    (one,) = check(op, arrays, [Library(tf32)], options=options)
+    assert (one.code, one.evidence["mode"]) == ("backend.precision_mode", "TF32 (factors of 10 bits)")
     assert one.evidence["excess"] > LIMIT
 
 
@@ -203,7 +205,7 @@ def test_noise_that_is_no_rounding_of_inputs_is_a_reduced_accumulator_unless_it_
         return found
 
     arrays, _ = given("linear")
-    assert [one.evidence.get("mode") for one in check("linear", arrays, [Library(even)])] == ["reduced accumulation"]
+    assert [one.evidence.get("mode") for one in check("linear", arrays, [Library(even)])] == [ACCUMULATOR]
     whole = [one for one in check("linear", arrays, [Library(uneven)]) if any("whole" in way for way in one.wrong)]
     assert [one.code for one in whole] == ["backend.kernel"]
 

@@ -138,13 +138,19 @@ def _finding(
         evidence["candidate_has_it"] = bool(met)
     known = [bug.name for bug in bugs if any(_described(bug, code, op, one, sizes) for one in wrong)]
     proven = bool(met) if value is not None else bool(right)
-    summary = f"{worst.way.library}: {op} of {_said(sizes)} is wrong {_where(wrong, right)}"
-    ends = f"; right {_where(right, wrong)}" if right else ""
-    words = f", with {worst.mode}" if worst.mode else ""
-    return Finding(
-        code, "proven" if proven else "likely", summary + words + ends, tuple(str(one.way) for one in right),
-        tuple(str(one.way) for one in wrong), evidence, tuple(known),
-    )  # fmt: skip
+    ways_right, ways_wrong = (tuple(str(one.way) for one in ones) for ones in (right, wrong))
+    sentence = _sentence(op, worst, wrong, right, sizes)
+    return Finding(code, "proven" if proven else "likely", sentence, ways_right, ways_wrong, evidence, tuple(known))
+
+
+def _sentence(
+    op: str, worst: Measured, wrong: Sequence[Measured], right: Sequence[Measured], sizes: Mapping[str, int]
+) -> str:
+    place = _where(wrong, right, ", ", only=False) or f"in {len(wrong)} of {len(wrong) + len(right)} ways"
+    words = f"{worst.way.library}: {op} of {_said(sizes)} is wrong {place}"
+    words += f", with {worst.mode}" if worst.mode else ""
+    safe = _where(right, wrong, ", and ", only=True)
+    return words + (f"; right {safe}" if safe else "")
 
 
 def _described(bug: Bug, code: str, op: str, one: Measured, sizes: Mapping[str, int]) -> bool:
@@ -185,14 +191,26 @@ def _said(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{sizes[name]} {name}" for name in shown)
 
 
-def _where(these: Sequence[Measured], others: Sequence[Measured]) -> str:
-    """What these ways have in common that the others do not."""
-    fields: dict[str, Callable[[Way], str]] = {
-        "on {}": lambda way: way.device, "in {}": lambda way: way.dtype, "{}": lambda way: way.cut,
-    }  # fmt: skip
+_FIELDS: dict[str, Callable[[Way], str]] = {
+    "on {}": lambda way: way.device, "in {}": lambda way: way.dtype, "{}": lambda way: _CUTS[way.cut],
+}  # fmt: skip
+_CUTS = {
+    "whole": "as a whole", "alone": "with inputs evaluated first", "rows": "cut by rows", "columns": "cut by columns",
+    "sample": "of some rows",
+}  # fmt: skip
+
+
+def _where(these: Sequence[Measured], others: Sequence[Measured], joint: str, *, only: bool) -> str:
+    """Values of device, dtype and cut that these ways have, as far as they tell them from the others.
+
+    Args:
+        only: leave out values that some of the others have as well.
+    """
     words = []
-    for form, get in fields.items():
-        mine = list(dict.fromkeys(get(one.way) for one in these))
-        if set(mine) != {get(one.way) for one in others}:
-            words.append(form.format(" and ".join(mine)))
-    return ", ".join(words) or "in some of these ways"
+    for form, get in _FIELDS.items():
+        mine = dict.fromkeys(get(one.way) for one in these)
+        theirs = {get(one.way) for one in others}
+        said = [value for value in mine if not only or value not in theirs]
+        if said and theirs - set(said):
+            words.append(form.format(" and ".join(said)))
+    return joint.join(words)

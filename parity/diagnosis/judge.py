@@ -19,8 +19,8 @@ LIMIT = 8.0
 # Largest relative error that a shorter mantissa or accumulator makes, and how uneven it may lie over rows and columns.
 _NOISE = {"float32": 0.02, "bfloat16": 0.3, "float16": 0.1}
 _UNEVEN = 6.0
-ACCUMULATOR = "reduced accumulation"
-_MANTISSAS = {"TF32 (10 bits of mantissa)": 10, "bfloat16 inputs (7 bits of mantissa)": 7}
+ACCUMULATOR = "an accumulator or mantissa of less precision"
+_MANTISSAS = {"TF32 (factors of 10 bits)": 10, "bfloat16 (factors of 7 bits)": 7}
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ class Judge:
         if self.dtype == "float32":
             for name, mantissa in _MANTISSAS.items():
                 for truncate in (False, True):
-                    shorter = referee.reduced(self.some, mantissa, truncate=truncate)
-                    expected = referee.exact(self.op, shorter, self.options)
+                    expected = referee.exact(self.op, self.some, self.options, referee.shorter(mantissa, truncate))
                     if _profile(made, expected, self.op)[0] < found[0] / 3:
                         return name
         return ACCUMULATOR

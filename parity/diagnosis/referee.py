@@ -33,10 +33,12 @@ class Rounding:
 
     Attributes:
         step: what happens to the result of each elementary step.
+        factor: what happens to the factors of matrix products before they are multiplied.
         serial: sums are added one after the other instead of pairwise; of products only for small ones.
     """
 
     step: Callable[[Array], Array] = lambda x: x
+    factor: Callable[[Array], Array] = lambda x: x
     serial: bool = False
 
     def __call__(self, x: Array) -> Array:
@@ -49,9 +51,9 @@ class Rounding:
         return self.step(total / x.dtype.type(x.shape[-1]))
 
     def product(self, x: Array, weight: Array) -> Array:
-        """x·weightᵀ; x: M K, weight: O K."""
-        if not self.serial:
-            return self.step(x @ weight.T)
+        """x·weightᵀ; x: … M K, weight: … O K; added up serially only where both have two axes."""
+        if not self.serial or x.ndim > 2:
+            return self.step(self.factor(x) @ self.factor(weight).swapaxes(-1, -2))
         return self.step(np.cumsum(x[:, None] * weight[None], axis=-1)[..., -1])
 
 
@@ -81,9 +83,13 @@ def rounded(arrays: Arrays, dtype: np.dtype) -> dict[str, Array]:
         }
 
 
-def exact(op: str, arrays: Arrays, options: Options) -> Array:
-    """The result in float64."""
-    return OPS[op].compute(_widened(arrays, np.float64), options, Rounding())
+def exact(op: str, arrays: Arrays, options: Options, factor: Callable[[Array], Array] = lambda x: x) -> Array:
+    """The result in float64.
+
+    Args:
+        factor: what happens to the factors of matrix products before they are multiplied.
+    """
+    return OPS[op].compute(_widened(arrays, np.float64), options, Rounding(factor=factor))
 
 
 def rounding_runs(op: str, arrays: Arrays, options: Options, dtype: np.dtype, *, serial: bool = False) -> list[Array]:
@@ -103,23 +109,22 @@ def rounding_runs(op: str, arrays: Arrays, options: Options, dtype: np.dtype, *,
         return [step(OPS[op].compute(single, options, one)) for one in roundings]
 
 
-def reduced(arrays: Arrays, mantissa: int, *, truncate: bool) -> dict[str, Array]:
-    """Floating arrays with a shorter mantissa, as a matrix unit of lower precision takes them.
+def shorter(mantissa: int, truncate: bool) -> Callable[[Array], Array]:
+    """Gives an array a shorter mantissa, as a matrix unit of lower precision takes its factors.
 
     Args:
         mantissa: bits behind the point: 10 for TF32 and half precision, 7 for bfloat16.
         truncate: cut off instead of rounding to nearest.
     """
     low = 23 - mantissa
-    found = {}
-    for name, array in arrays.items():
-        if array.dtype.kind in "biu":
-            found[name] = array
-            continue
+
+    def cut(array: Array) -> Array:
         bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
         carry = np.uint32(0 if truncate else 1 << (low - 1))
-        found[name] = ((bits + carry) & np.uint32(0xFFFFFFFF << low & 0xFFFFFFFF)).view(np.float32)
-    return found
+        kept = (bits + carry) & np.uint32(0xFFFFFFFF << low & 0xFFFFFFFF)
+        return kept.view(np.float32).astype(array.dtype)
+
+    return cut
 
 
 def fits(array: Array, dtype: np.dtype) -> bool:
@@ -177,13 +182,13 @@ def _rms_norm(a: Arrays, o: Options, r: Rounding) -> Array:
 
 def _sdpa(a: Arrays, o: Options, r: Rounding) -> Array:
     """Rows without any key to attend to are NaN: libraries agree on nothing there."""
-    scores = r(r(a["q"] * a["q"].dtype.type(o["scale"])) @ a["k"].swapaxes(-1, -2))
+    scores = r.product(r(a["q"] * a["q"].dtype.type(o["scale"])), a["k"])
     with np.errstate(invalid="ignore"):
         if "mask" in a:
             scores = np.where(a["mask"], scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights = r(weights / weights.sum(-1, keepdims=True))
-    return r(weights @ a["v"])
+    return r.product(weights, a["v"].swapaxes(-1, -2))
 
 
 def _gelu(a: Arrays, _: Options, r: Rounding) -> Array:
@@ -203,7 +208,7 @@ def _conv(a: Arrays, o: Options, r: Rounding) -> Array:
     for i in range(kh):
         for j in range(kw):
             part = x[:, i : i + height * stride : stride, j : j + width * stride : stride]
-            y += part @ weight[:, i, j].T
+            y += r.factor(part) @ r.factor(weight[:, i, j]).T
     return _affine(r(y), a, r)
 
 
