@@ -47,12 +47,25 @@ def findings(picture: np.ndarray, reference: np.ndarray) -> list[Finding]:
     if picture.shape != reference.shape:
         return _exchanged(picture, reference)
     plain = mapping.fitted(reference, picture)
+    if not plain.identity and (order := _order(picture, reference)) is not None:
+        return [order]
     if plain.exact:
         return [] if plain.identity and plain.met == 1.0 else _toned(plain, [])
     found = in_parts(picture, reference)
     if found is None and picture.std() > 1:
         found = _moved(picture, reference) or in_tiles(picture, reference) or noise(picture, reference)
     return [found] if found is not None else []
+
+
+def _order(picture: np.ndarray, reference: np.ndarray) -> Finding | None:
+    """The order of channels that alone makes the picture."""
+    for channels in list(permutations(range(3)))[1:]:
+        near = np.abs(picture.astype(np.int16) - reference[..., list(channels)]) <= mapping.TOLERANCE
+        if (met := float(near.mean())) >= mapping.MET:
+            detail = f"R, G, B hold {', '.join('RGB'[c] for c in channels)} of the reference"
+            figures = {"values_met": rounded(met)}
+            return Finding("layout.channel_order", detail, figures, "proven", recovered=reference)
+    return None
 
 
 def _toned(plain: mapping.Mapping, before: list[Finding]) -> list[Finding]:

@@ -13,8 +13,8 @@ from parity.picturecheck.finding import Finding
 
 # In this order; the first one that finds something ends the search.
 CHECKS = (
-    tones.nothing, noise.static, restride.axis_orders, restride.row_stride, patches.patch_order, regions.noisy_part,
-    regions.missing, patches.tiled, tones.wrapped, tones.banding, noise.grain, seams.seams, tones.value_range,
+    tones.nothing, noise.static, restride.axis_orders, patches.patch_order, patches.tiled, restride.row_stride,
+    regions.noisy_part, regions.missing, tones.wrapped, tones.banding, noise.grain, seams.seams, tones.value_range,
 )  # fmt: skip
 
 

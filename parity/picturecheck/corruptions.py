@@ -205,7 +205,7 @@ def grain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _bytes(picture + rng.normal(0, rng.uniform(12, 26), picture.shape))
 
 
-@corruption("vae.tiling", multiple=16)
+@corruption("vae.tiling", multiple=16, detailed=True)
 def seams(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Tiles that were decoded apart and not blended: each with its own shade."""
     side = int(rng.choice([64, 96, 128]))
@@ -216,7 +216,7 @@ def seams(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _bytes(picture * 0.85 + 19 + shade[rows // side, columns // side])
 
 
-@corruption("vae.tiling", multiple=16)
+@corruption("vae.tiling", multiple=16, detailed=True)
 def edge_tiles(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The last tiles of each row or column are missing: black, grey, or the last pixels repeated."""
     strip, way = int(rng.integers(2, 7)) * 8, int(rng.integers(3))
@@ -226,7 +226,7 @@ def edge_tiles(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return broken
 
 
-@corruption("picture.partly_black", multiple=16)
+@corruption("picture.partly_black", multiple=16, detailed=True)
 def black_blocks(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Blocks of NaN, cast to zero."""
     broken = picture.copy()
@@ -238,7 +238,7 @@ def black_blocks(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return broken
 
 
-@corruption("picture.partly_black")
+@corruption("picture.partly_black", detailed=True)
 def black_half(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """All below a row is zero."""
     broken = picture.copy()

@@ -22,6 +22,7 @@ LEAST_STRIP = 4
 # Of the pixels along the cut: deviation in levels, once smoothed; and those that differ from the fill.
 VARIED = 9.0
 DIFFER = 0.75
+DIFFER_ON_GRID = 0.5
 NOISE_BLOCK = 16
 
 
@@ -48,7 +49,7 @@ def _strip(picture: np.ndarray) -> Finding | None:
             if not LEAST_STRIP <= fill <= STRIP * length or near >= 2:
                 continue
             border, inside = turned[:, length - fill - 1], turned[:, length - fill]
-            if way == "of one colour" and not _is_cut(border, inside):
+            if way == "of one colour" and not _is_cut(border, inside, on_grid=fill % CELL == 0):
                 continue
             if way == "of repeated pixels" and _along(border) < VARIED:
                 continue
@@ -68,9 +69,9 @@ def _filled(picture: np.ndarray) -> int:
 def _repeated(picture: np.ndarray) -> int:
     """How many last columns equal the one before."""
     same = (np.abs(np.diff(picture.astype(np.int16), axis=1)).max(axis=2) <= 1).all(axis=0)
-    if same[: same.size // 2].mean() > 0.1:
-        return 0
-    return int(same.size if same.all() else np.argmin(same[::-1]))
+    last = int(same.size if same.all() else np.argmin(same[::-1]))
+    elsewhere = same[: same.size - last]
+    return last if not elsewhere.any() else 0
 
 
 def _along(line: np.ndarray) -> float:
@@ -78,10 +79,10 @@ def _along(line: np.ndarray) -> float:
     return float(ndimage.uniform_filter1d(line.astype(np.float32).sum(axis=-1) / 3, 8).std())
 
 
-def _is_cut(border: np.ndarray, inside: np.ndarray) -> bool:
-    """Whether varied detail goes up to a line and ends there."""
+def _is_cut(border: np.ndarray, inside: np.ndarray, *, on_grid: bool) -> bool:
+    """Whether detail goes up to a line and ends there; where that is not on the latents' grid, varied detail."""
     differ = np.abs(border.astype(np.int16) - inside.astype(np.int16)).max(axis=1) > 8
-    return float(differ.mean()) >= DIFFER and _along(border) >= VARIED
+    return float(differ.mean()) >= DIFFER and _along(border) >= (VARIED / 3 if on_grid else VARIED)
 
 
 def _black(picture: np.ndarray) -> Finding | None:
@@ -90,7 +91,7 @@ def _black(picture: np.ndarray) -> Finding | None:
     if not LEAST_AREA <= share <= 0.9:
         return None
     labels, count = ndimage.label(black)
-    boxes, area, places = [], 0, ndimage.find_objects(labels)
+    boxes, places = [], ndimage.find_objects(labels)
     level = grey(picture).astype(np.float32) / 3
     height, width = black.shape
     sizes = np.bincount(labels.reshape(-1))[1:] if count else np.array([])
@@ -98,11 +99,17 @@ def _black(picture: np.ndarray) -> Finding | None:
         rows, columns = places[number - 1]
         part = labels[rows, columns] == number
         box = (rows.start, columns.start, rows.stop, columns.stop)
-        if _is_block(part, box) and _cut_out(level, part, box):
+        lit, varied = _around(level, part, box)
+        on_grid = all(n % CELL == 0 or n == end for n, end in zip(box, (0, 0, height, width), strict=True))
+        if not _is_block(part, box):
+            continue
+        if (on_grid and lit >= DIFFER_ON_GRID) or (
+            lit >= DIFFER and varied >= VARIED and part.sum() >= 0.5 * black.sum()
+        ):
             boxes.append(box)
-            area += int(part.sum())
-    if not boxes or area < 0.5 * black.sum() or _opposite(boxes, height, width):
+    if not boxes or _is_framed(black):
         return None
+    area = sum(int(black[top:bottom, left:right].sum()) for top, left, bottom, right in boxes)
     figures = {"black": rounded(area / black.size), "blocks": len(boxes)}
     return Finding("picture.partly_black", f"{len(boxes)} black part{'s' * (len(boxes) > 1)}", figures, boxes=boxes)
 
@@ -118,8 +125,8 @@ def _is_block(part: np.ndarray, box: Box) -> bool:
     return float(((cells > 0.02) & (cells < 0.98)).sum()) <= 0.04 * max((cells > 0.5).sum(), 1)
 
 
-def _cut_out(level: np.ndarray, part: np.ndarray, box: Box) -> bool:
-    """Whether varied, light detail goes up to the part's border."""
+def _around(level: np.ndarray, part: np.ndarray, box: Box) -> tuple[float, float]:
+    """Of the rim of a part: the share that is lit, and how much it varies once smoothed."""
     top, left = max(box[0] - 4, 0), max(box[1] - 4, 0)
     around = level[top : box[2] + 4, left : box[3] + 4]
     mask = np.zeros(around.shape, bool)
@@ -127,20 +134,16 @@ def _cut_out(level: np.ndarray, part: np.ndarray, box: Box) -> bool:
     grown = [ndimage.binary_dilation(mask, iterations=n) for n in (1, 2, 3)]
     rim, outer = grown[1] & ~grown[0], grown[2] & ~grown[0]
     if rim.sum() < 16:
-        return False
-    lit = float(np.mean(around[rim] > 12))
-    smooth = ndimage.uniform_filter(np.where(outer, around, 0), 7) / np.maximum(
-        ndimage.uniform_filter(outer.astype(np.float32), 7), 1e-6
-    )
-    return lit >= DIFFER and float(smooth[rim].std()) >= VARIED
+        return 0.0, 0.0
+    weight = np.maximum(ndimage.uniform_filter(outer.astype(np.float32), 7), 1e-6)
+    smooth = ndimage.uniform_filter(np.where(outer, around, 0), 7) / weight
+    return float(np.mean(around[rim] > 12)), float(smooth[rim].std())
 
 
-def _opposite(boxes: list[Box], height: int, width: int) -> bool:
-    """Bars or a frame: parts at both ends of an axis."""
-    ends = [(min(b[i] for b in boxes) == 0, max(b[i + 2] for b in boxes) == n) for i, n in ((0, height), (1, width))]
-    wide = any(b[3] - b[1] == width for b in boxes)
-    high = any(b[2] - b[0] == height for b in boxes)
-    return (all(ends[0]) and wide) or (all(ends[1]) and high)
+def _is_framed(black: np.ndarray) -> bool:
+    """Bars on opposite sides, or a frame."""
+    rows, columns = black.mean(axis=1) > 0.98, black.mean(axis=0) > 0.98
+    return bool((rows[1] and rows[-2]) or (columns[1] and columns[-2]))
 
 
 def noisy_part(picture: np.ndarray) -> Finding | None:
@@ -158,13 +161,14 @@ def noisy_part(picture: np.ndarray) -> Finding | None:
     share = float(noisy.mean())
     if not 0.04 < share < 0.95:
         return None
-    rows, columns = (np.flatnonzero(noisy.mean(axis=axis) > 0.04) for axis in (1, 0))
-    if not rows.size or not columns.size:
+    columns = np.flatnonzero(noisy.mean(axis=0) > 0.5 * noisy.mean(axis=0).max())
+    rows = np.flatnonzero(noisy[:, columns].mean(axis=1) > 0.6)
+    if not rows.size:
         return None
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     inside = noisy[top:bottom, left:right]
     outside = noisy.sum() - inside.sum()
-    if inside.mean() < 0.93 or outside > 0.02 * noisy.size or inside.size > 0.95 * noisy.size:
+    if inside.mean() < 0.93 or outside > 0.1 * inside.size or inside.size > 0.95 * noisy.size:
         return None
     box = tuple(int(n) * NOISE_BLOCK for n in (top, left, bottom, right))
     levels = np.unique(picture[box[0] : box[2], box[1] : box[3], 0]).size

@@ -21,7 +21,7 @@ STRIDES = range(32, 1025, 8)
 # A line's score is its step over that of the lines around it, at most 8, as a mean over bands of rows.
 MOST_SCORE = 8.0
 LEAST_SCORE = 3.2
-OVER_OTHERS = 1.35
+OVER_OTHERS = 1.15
 # Of the seam's step: beside a lone line the steps are as large; levels; share of the picture's deviation.
 BESIDE = 0.7
 LEAST_LEVELS = 1.0
