@@ -142,7 +142,6 @@ _FORMULAS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] 
 }
 _LAYER_FORMULAS: dict[str, Callable[[Array], Array]] = {
     "only the mean taken out": _centred,
-    "divided by the standard deviation, mean left in": lambda x: x / np.sqrt(_square(_centred(x)) + EPS),
     "mean out, divided by the root mean square before that": lambda x: _centred(x) / np.sqrt(_square(x) + EPS),
     "mean taken out after the division by the root mean square": lambda x: _centred(x / np.sqrt(_square(x) + EPS)),
     "mean added": lambda x: (x + _mean(x)) / np.sqrt(_square(_centred(x)) + EPS),
@@ -160,9 +159,6 @@ def formula(p: TransformerPlace) -> Variants:
     if p.kind in LAYER:
         for detail, layer in _LAYER_FORMULAS.items():
             yield detail, p.changed(layer_norm=lambda x, eps=EPS, layer=layer: layer(x))
-    else:
-        detail = "divided by the standard deviation, mean left in"
-        yield detail, p.changed(rms_norm=lambda x, w, eps=EPS: x / np.sqrt(_square(_centred(x)) + eps) * w)
 
 
 @fault("norm.missing", at=LAYER, title="a LayerNorm is left out", fix="LayerNorm without weights, eps 1e-6")
