@@ -55,7 +55,7 @@ def test_the_sides_are_looked_at_each_for_itself():
     ("name", "op", "dtype", "sizes", "can"),
     [
         ("mlx-cuda-quantized-64-inputs", "quantized_linear", "float32", {"inputs": 64, "rows": 16}, True),
-        ("mlx-cuda-quantized-64-inputs", "quantized_linear", "float32", {"inputs": 64, "rows": 15}, False),
+        ("mlx-cuda-quantized-64-inputs", "quantized_linear", "float32", {"inputs": 64, "rows": 1}, False),
         ("mlx-cuda-quantized-64-inputs", "quantized_linear", "float32", {"inputs": 128, "rows": 16}, False),
         ("mlx-cuda-quantized-64-inputs", "linear", "float32", {"inputs": 64, "rows": 16}, False),
         ("mlx-cuda-quantized-64-inputs", "quantized_linear", "float32", {}, True),
