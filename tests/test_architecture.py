@@ -196,7 +196,9 @@ def undocumented(source, path):
 def is_entry(function):
     """An entry of the catalogue of faults says in its decorator what it is: title and fix."""
     calls = (one for one in function.decorator_list if isinstance(one, ast.Call) and isinstance(one.func, ast.Name))
-    return any(call.func.id == "fault" and {"title", "fix"} <= {word.arg for word in call.keywords} for call in calls)
+    return any(
+        call.func.id.endswith("fault") and {"title", "fix"} <= {word.arg for word in call.keywords} for call in calls
+    )
 
 
 def test_every_public_thing_says_what_it_is():

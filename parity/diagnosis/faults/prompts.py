@@ -22,7 +22,7 @@ _TAKEN = ("text.prompt_embeds", "text.prompt_mask")
 Rows = list[Array]
 
 
-def _ids_fault(code: str, title: str, fix: str, seen: str = "") -> Callable:
+def _ids_fault(code: str, *, title: str, fix: str, seen: str = "") -> Callable:
     def enter(function: Callable[[Place], Variants]) -> Callable[[Place], Variants]:
         for component, kinds in _IDS.items():
             fault(code, at=kinds, title=title, fix=fix, seen=seen, component=component)(function)
@@ -61,8 +61,8 @@ def _with(p: Place, rows: Rows, *, left: bool = False) -> Place:
     return p.changed(ids=lambda: made) if p.component == "text" else p.changed(given=lambda: made)
 
 
-@_ids_fault("prompt.template", "the template around the prompt is missing, doubled or another",
-            "wrap each prompt once in the pipeline's own template, system turn first", "the guide")  # fmt: skip
+@_ids_fault("prompt.template", title="the template around the prompt is missing, doubled or another",
+            fix="wrap each prompt once in the pipeline's template, system turn first", seen="the guide")  # fmt: skip
 def template(p: Place) -> Variants:
     rows, drop = _rows(p), _prefix(p)
     inner = [row[drop:-SUFFIX] for row in rows]
@@ -82,8 +82,8 @@ def template(p: Place) -> Variants:
     yield "no turn of the user", _with(p, [np.concatenate([row[system], row[drop:]]) for row in rows])
 
 
-@_ids_fault("prompt.template", "tokens are added around the template",
-            "tokenize the wrapped text as it is, without a begin or end token of the tokenizer's own")  # fmt: skip
+@_ids_fault("prompt.template", title="tokens are added around the template",
+            fix="tokenize the wrapped text as it is, without a begin or end token of the tokenizer's own")  # fmt: skip
 def added_tokens(p: Place) -> Variants:
     """Any one token in front or behind, taken of the candidate itself."""
     rows, ids = _rows(p), p.values.captured.get(p.name)
@@ -98,8 +98,8 @@ def added_tokens(p: Place) -> Variants:
     )
 
 
-@_ids_fault("prompt.template", "another template is wrapped around the prompt",
-            "text-to-image and editing have templates of their own; take the pipeline's")  # fmt: skip
+@_ids_fault("prompt.template", title="another template is wrapped around the prompt",
+            fix="text-to-image and editing have templates of their own; take the pipeline's")  # fmt: skip
 def other_template(p: Place) -> Variants:
     """The prompt is there, whatever is around it: of the candidate's own ids what differs is told."""
     rows, ids, drop = _rows(p), p.values.captured.get(p.name), _prefix(p)
@@ -126,8 +126,8 @@ def _found(row: Array, part: Array) -> int | None:
     return places[-1] if places else None
 
 
-@_ids_fault("prompt.truncation", "prompts are cut at another length",
-            "cut at 1024 tokens and the template's prefix, and do not pad to that length")  # fmt: skip
+@_ids_fault("prompt.truncation", title="prompts are cut at another length",
+            fix="cut at 1024 tokens and the template's prefix, and do not pad to that length")  # fmt: skip
 def truncation(p: Place) -> Variants:
     rows, drop = _rows(p), _prefix(p)
     longest = max(map(len, rows))
@@ -146,8 +146,8 @@ def truncation(p: Place) -> Variants:
         )
 
 
-@_ids_fault("prompt.padding", "rows of a batch are padded otherwise",
-            "pad behind the prompt, to the longest of the batch, with the tokenizer's padding token")  # fmt: skip
+@_ids_fault("prompt.padding", title="rows of a batch are padded otherwise",
+            fix="pad behind the prompt, to the longest of the batch, with the tokenizer's padding token")  # fmt: skip
 def padding(p: Place) -> Variants:
     rows = _rows(p)
     yield "in front", _with(p, rows, left=True)

@@ -21,7 +21,7 @@ Generator = Callable[[LevelsPlace], Variants]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def _levels_fault(code: str, at: dict[str, tuple[str, ...]], title: str, fix: str, seen: str = "") -> Callable:
+def _levels_fault(code: str, at: dict[str, tuple[str, ...]], *, title: str, fix: str, seen: str = "") -> Callable:
     """`fault` for the scheduler and the pipelines alike."""
 
     def enter(function: Generator) -> Generator:
@@ -33,8 +33,8 @@ def _levels_fault(code: str, at: dict[str, tuple[str, ...]], title: str, fix: st
 
 
 @_levels_fault(
-    "sched.shift_missing", _SIGMAS, "noise levels are not shifted by the size of the picture",
-    "shift them: sigmas = exp(mu) / (exp(mu) + 1/sigmas - 1), before the stretch", "the guide",
+    "sched.shift_missing", _SIGMAS, title="noise levels are not shifted by the size of the picture",
+    fix="shift them: sigmas = exp(mu) / (exp(mu) + 1/sigmas - 1), before the stretch", seen="the guide",
 )  # fmt: skip
 def shift_missing(p: LevelsPlace) -> Variants:
     yield "no shift", p.changed(shifted=lambda sigmas, mu: sigmas)
@@ -43,8 +43,8 @@ def shift_missing(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "sched.mu", _SIGMAS, "noise levels are shifted by another formula",
-    'follow time_shift_type: "exponential" weighs with exp(mu), "linear" with mu',
+    "sched.mu", _SIGMAS, title="noise levels are shifted by another formula",
+    fix='follow time_shift_type: "exponential" weighs with exp(mu), "linear" with mu',
 )  # fmt: skip
 def shift_type(p: LevelsPlace) -> Variants:
     def weighed(weight: Callable[[float], float]) -> Callable[[Array, float], Array]:
@@ -66,8 +66,8 @@ def shift_type(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "sched.terminal_missing", _SIGMAS, "noise levels are not stretched to the last one that was trained",
-    "stretch them behind the shift: 1 - (1 - sigmas)·(1 - shift_terminal)/(1 - sigmas[-1])",
+    "sched.terminal_missing", _SIGMAS, title="noise levels are not stretched to the last one that was trained",
+    fix="stretch them behind the shift: 1 - (1 - sigmas)·(1 - shift_terminal)/(1 - sigmas[-1])",
 )  # fmt: skip
 def terminal_missing(p: LevelsPlace) -> Variants:
     yield "no stretch", p.changed(stretched=lambda sigmas: sigmas)
@@ -90,9 +90,9 @@ def terminal_missing(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "sched.mu", _MU, "mu, the shift by the size of the picture, is another",
-    "mu is on the line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift) of the scheduler's "
-    "config, at the number of image tokens (height/16 · width/16)",
+    "sched.mu", _MU, title="mu, the shift by the size of the picture, is another",
+    fix="take it from the line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift) of the "
+    "scheduler's config, at the number of image tokens (height/16 · width/16)",
 )  # fmt: skip
 def mu(p: LevelsPlace) -> Variants:
     def line(tokens: float, **other: float) -> float:
@@ -130,8 +130,8 @@ def mu(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "sched.spacing", _SIGMAS, "noise levels are spaced otherwise before the shift",
-    "begin with linspace(1, 1/n, n), append 0 at the end",
+    "sched.spacing", _SIGMAS, title="noise levels are spaced otherwise before the shift",
+    fix="begin with linspace(1, 1/n, n), append 0 at the end",
 )  # fmt: skip
 def spacing(p: LevelsPlace) -> Variants:
     trained = p.setting("num_train_timesteps")
@@ -169,8 +169,8 @@ def _spread(levels: Array, count: int, rho: float | None) -> Array:
 
 
 @_levels_fault(
-    "sched.order", _SIGMAS, "noise levels are in another order, or end otherwise",
-    "levels go down from 1, and a 0 is appended behind the last one",
+    "sched.order", _SIGMAS, title="noise levels are in another order, or end otherwise",
+    fix="levels go down from 1, and a 0 is appended behind the last one",
 )  # fmt: skip
 def order(p: LevelsPlace) -> Variants:
     yield "ascending", p.changed(ended=lambda levels: p.ended(levels)[::-1].copy())
@@ -184,8 +184,8 @@ def order(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "sched.dtype", _SIGMAS, "noise levels are computed in another precision",
-    "compute them in float32, whatever the dtype of the model",
+    "sched.dtype", _SIGMAS, title="noise levels are computed in another precision",
+    fix="compute them in float32, whatever the dtype of the model",
 )  # fmt: skip
 def levels_dtype(p: LevelsPlace) -> Variants:
     for name, dtype in (("bfloat16", BF16), ("float16", np.dtype(np.float16))):
@@ -204,8 +204,8 @@ def _exact_levels(p: LevelsPlace) -> Array:
 
 
 @_levels_fault(
-    "sched.timesteps", _TIMES, "timesteps are not the noise levels times 1000",
-    "timesteps = sigmas[:-1] · num_train_timesteps, float32, not rounded to whole ones",
+    "sched.timesteps", _TIMES, title="timesteps are not the noise levels times 1000",
+    fix="timesteps = sigmas[:-1] · num_train_timesteps, float32, not rounded to whole ones",
 )  # fmt: skip
 def timesteps(p: LevelsPlace) -> Variants:
     def times(sigmas: Array) -> Array:
@@ -229,8 +229,8 @@ def timesteps(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "sched.timesteps", _TIMES, "timesteps are made of noise levels before shift or stretch",
-    "make them of the levels behind shift and stretch",
+    "sched.timesteps", _TIMES, title="timesteps are made of noise levels before shift or stretch",
+    fix="make them of the levels behind shift and stretch",
 )  # fmt: skip
 def timesteps_too_early(p: LevelsPlace) -> Variants:
     kept = getattr(p, "kept", lambda levels: levels)
@@ -247,12 +247,13 @@ def _levels_alone(p: LevelsPlace) -> Array:
 
 
 @_levels_fault(
-    "sched.begin", {"scheduler": ("sched.begin",)}, "another number of first steps is left out for the strength",
-    "begin at int(n - n·strength)",
+    "sched.begin", {"scheduler": ("sched.begin",)}, title="another number of first steps is left out for the strength",
+    fix="begin at int(n - n·strength)",
 )  # fmt: skip
 @_levels_fault(
-    "sched.begin", {"pipeline": ("pipeline.sigmas",)}, "another number of first steps is left out for the strength",
-    "begin at int(n - n·strength)",
+    "sched.begin", {"pipeline": ("pipeline.sigmas",)},
+    title="another number of first steps is left out for the strength",
+    fix="begin at int(n - n·strength)",
 )  # fmt: skip
 def begin(p: LevelsPlace) -> Variants:
     ways: dict[str, Callable[[int, float], float]] = {
@@ -269,8 +270,8 @@ def begin(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "sched.noise", _NOISE, "noise is mixed into the picture otherwise",
-    "sigma·noise + (1 - sigma)·latents, at the level of the first step that is done",
+    "sched.noise", _NOISE, title="noise is mixed into the picture otherwise",
+    fix="sigma·noise + (1 - sigma)·latents, at the level of the first step that is done",
 )  # fmt: skip
 def noise(p: LevelsPlace) -> Variants:
     if p.component == "pipeline" and p.optional("strength_percent") is None:
@@ -337,8 +338,8 @@ def _steps(p: LevelsPlace) -> Iterator[tuple[str, Callable[[Array, Array, int], 
 
 
 @_levels_fault(
-    "sched.step", _STEP, "the scheduler's step is another",
-    "latents + (sigmas[i + 1] - sigmas[i])·velocity: the width is negative",
+    "sched.step", _STEP, title="the scheduler's step is another",
+    fix="latents + (sigmas[i + 1] - sigmas[i])·velocity: the width is negative",
 )  # fmt: skip
 def step(p: LevelsPlace) -> Variants:
     for what, way in _steps(p):
@@ -346,8 +347,8 @@ def step(p: LevelsPlace) -> Variants:
 
 
 @_levels_fault(
-    "latents.dtype", _STEP, "latents between steps are kept in another precision",
-    "add in float32 and round once, to the dtype of the run, behind each step", "mlx-gen@ea6dcf2",
+    "latents.dtype", _STEP, title="latents between steps are kept in another precision",
+    fix="add in float32 and round once, to the dtype of the run, behind each step", seen="mlx-gen@ea6dcf2",
 )  # fmt: skip
 def latents_dtype(p: LevelsPlace) -> Variants:
     def rounding(x: Array, dtype: np.dtype) -> Array:

@@ -14,7 +14,7 @@ from parity.diagnosis.faults.inside import component_fault
 from parity.diagnosis.place import Array, Variants
 from parity.diagnosis.recipes.text import TextPlace
 
-_text = partial(component_fault, component="text")
+_text_fault = partial(component_fault, component="text")
 _EARLIER = "mask = causal & padding: each token attends to itself and to those before it that are no padding"
 _NUMBERED = "every token has the number of its column, on all three axes; rows and columns only where the case says so"
 _SECTIONS = "the first mrope_section[0] pairs turn with the frame, the next with the row, the last with the column"
@@ -23,8 +23,8 @@ _NORMS = ("normed", "normed2", "text.norm")
 _ROPE = ("text.rope",)
 
 
-@_text("text.causal_mask", at=("attn",), title="the text encoder attends to other tokens than earlier ones that count",
-       fix=_EARLIER)  # fmt: skip
+@_text_fault("text.causal_mask", at=("attn",), title="the text encoder attends to other tokens than earlier ones",
+            fix=_EARLIER)  # fmt: skip
 def causal_mask(p: TextPlace) -> Variants:
     def look(where: Callable[[Array], Array]) -> TextPlace:
         return p.changed(attends=lambda: where(np.ones((len(p.mask()), *[p.mask().shape[1]] * 2), bool)))
@@ -58,8 +58,8 @@ def _soft_mask(p: TextPlace, q: Array, k: Array, v: Array) -> Array:
     return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), p.shared(v), optimize=True)
 
 
-@_text("text.kv_repeat", at=("attn",), title="keys and values are shared among heads in another order",
-       fix="repeat_interleave: query head h uses key head h // (H/K)")  # fmt: skip
+@_text_fault("text.kv_repeat", at=("attn",), title="keys and values are shared among heads in another order",
+            fix="repeat_interleave: query head h uses key head h // (H/K)")  # fmt: skip
 def kv_repeat(p: TextPlace) -> Variants:
     groups = p.heads("q") // p.heads("k")
     if groups == 1:
@@ -85,14 +85,14 @@ def _by_call(p: TextPlace, way: Callable[[Array], Array], which: int) -> TextPla
     return p.changed(attend=attend)
 
 
-@_text("attention.scale_missing", at=("attn",), title="scores are not divided by the root of the head width",
-       fix="scores / sqrt(head width), before the softmax", seen="the guide")  # fmt: skip
+@_text_fault("attention.scale_missing", at=("attn",), title="scores are not divided by the root of the head width",
+            fix="scores / sqrt(head width), before the softmax", seen="the guide")  # fmt: skip
 def scale_missing(p: TextPlace) -> Variants:
     yield "no scale", p.changed(score_scale=lambda width: 1.0)
 
 
-@_text("attention.scale_wrong", at=("attn",), title="scores have another scale",
-       fix="scores / sqrt(head width), before the softmax")  # fmt: skip
+@_text_fault("attention.scale_wrong", at=("attn",), title="scores have another scale",
+            fix="scores / sqrt(head width), before the softmax")  # fmt: skip
 def scale_wrong(p: TextPlace) -> Variants:
     width = p.of("q").shape[-1]
     heads = p.heads("q")
@@ -103,13 +103,14 @@ def scale_wrong(p: TextPlace) -> Variants:
         yield what, p.changed(score_scale=lambda _, v=value: v)
 
 
-@_text("attention.kv_swapped", at=("attn",), title="keys and values are exchanged", fix="softmax(q·kᵀ)·v")  # fmt: skip
+@_text_fault("attention.kv_swapped", at=("attn",), title="keys and values are exchanged",
+            fix="softmax(q·kᵀ)·v")  # fmt: skip
 def kv_swapped(p: TextPlace) -> Variants:
     yield "k for v and v for k", p.changed(attend=lambda q, k, v: p.attend(q, v, k))
 
 
-@_text("attention.heads_layout", at=("attn",), title="heads and head width are exchanged in a reshape",
-       fix="B N H d before the output projection: heads outside, their channels inside")  # fmt: skip
+@_text_fault("attention.heads_layout", at=("attn",), title="heads and head width are exchanged in a reshape",
+            fix="B N H d before the output projection: heads outside, their channels inside")  # fmt: skip
 def joint_layout(p: TextPlace) -> Variants:
     yield "d H for H d", p.changed(attend=lambda q, k, v: _transposed(p.attend(q, k, v)))
     yield "H N d read as N H d", p.changed(attend=lambda q, k, v: _reread(p.attend(q, k, v)))
@@ -123,8 +124,8 @@ def _reread(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(x.shape)
 
 
-@_text("attention.heads_layout", at=("q", "k", "v"), title="heads and head width are exchanged in a reshape",
-       fix="B N (H d) to B N H d: heads outside, their channels inside")  # fmt: skip
+@_text_fault("attention.heads_layout", at=("q", "k", "v"), title="heads and head width are exchanged in a reshape",
+            fix="B N (H d) to B N H d: heads outside, their channels inside")  # fmt: skip
 def head_layout(p: TextPlace) -> Variants:
     def split(way: Callable[[Array, int], Array]) -> TextPlace:
         return p.changed(linear=lambda x, layer: way(p.linear(x, layer), p.heads(p.kind)).reshape(*x.shape[:2], -1))
@@ -133,21 +134,21 @@ def head_layout(p: TextPlace) -> Variants:
     yield "read as H N d", split(lambda y, heads: y.reshape(len(y), heads, y.shape[1], -1).swapaxes(1, 2))
 
 
-@_text("weights.bias_missing", at=("q", "k", "v"), title="the bias of queries, keys or values is not added",
-       fix="q_proj, k_proj and v_proj have biases; o_proj and the MLP have none")  # fmt: skip
+@_text_fault("weights.bias_missing", at=("q", "k", "v"), title="the bias of queries, keys or values is not added",
+            fix="q_proj, k_proj and v_proj have biases; o_proj and the MLP have none")  # fmt: skip
 def bias_missing(p: TextPlace) -> Variants:
     yield "no bias", p.changed(bias=lambda layer: None)
 
 
-@_text("rope.missing", at=("q", "k"), title="queries or keys are not rotated",
-       fix="rotate q and k of every layer by the table, v not")  # fmt: skip
+@_text_fault("rope.missing", at=("q", "k"), title="queries or keys are not rotated",
+            fix="rotate q and k of every layer by the table, v not")  # fmt: skip
 def rope_missing(p: TextPlace) -> Variants:
     yield "not rotated", p.changed(rotate=lambda x, table: x)
     yield "rotated twice", p.changed(rotate=lambda x, table: p.rotate(p.rotate(x, table), table))
 
 
-@_text("rope.pairing", at=("q", "k"), title="other channels of a head are rotated together",
-       fix="pairs are (x0, x_d/2), (x1, x_d/2+1), …: rotate_half", seen="vllm-metal#44")  # fmt: skip
+@_text_fault("rope.pairing", at=("q", "k"), title="other channels of a head are rotated together",
+            fix="pairs are (x0, x_d/2), (x1, x_d/2+1), …: rotate_half", seen="vllm-metal#44")  # fmt: skip
 def rope_pairing(p: TextPlace) -> Variants:
     def interleaved(x: Array, table: Array) -> Array:
         width = x.shape[-1]
@@ -160,15 +161,15 @@ def rope_pairing(p: TextPlace) -> Variants:
     ))  # fmt: skip
 
 
-@_text("rope.sign", at=("q", "k"), title="the rotation goes the other way",
-       fix="first·cos - second·sin, second·cos + first·sin")  # fmt: skip
+@_text_fault("rope.sign", at=("q", "k"), title="the rotation goes the other way",
+            fix="first·cos - second·sin, second·cos + first·sin")  # fmt: skip
 def rope_sign(p: TextPlace) -> Variants:
     yield "minus the angle", p.changed(rotate=lambda x, table: p.rotate(x, table * np.array([1, -1])))
     yield "cosines and sines exchanged", p.changed(rotate=lambda x, table: p.rotate(x, table[..., ::-1]))
 
 
-@_text("text.mrope", at=_ROPE, title="channels of a head turn with other positions than frame, row and column",
-       fix=_SECTIONS)  # fmt: skip
+@_text_fault("text.mrope", at=_ROPE, title="channels of a head turn with other positions than frame, row and column",
+            fix=_SECTIONS)  # fmt: skip
 def mrope(p: TextPlace) -> Variants:
     axes, pairs = p.axes(), len(p.axes())
     ways = {"frame for all": np.zeros(pairs, int), "row for all": np.ones(pairs, int),
@@ -188,15 +189,15 @@ def mrope(p: TextPlace) -> Variants:
             yield what, p.changed(axes=lambda w=way: w)
 
 
-@_text("text.mrope", at=_ROPE, title="positions of the tokens are others",
-       fix=_NUMBERED)  # fmt: skip
+@_text_fault("text.mrope", at=_ROPE, title="positions of the tokens are others",
+            fix=_NUMBERED)  # fmt: skip
 def positions(p: TextPlace) -> Variants:
     for what, way in _positions(p, p.mask()):
         yield what, p.changed(positions=lambda w=way: w)
 
 
-@_text("text.mrope", at=("text.position_ids",), title="positions of the tokens are others",
-       fix=_NUMBERED)  # fmt: skip
+@_text_fault("text.mrope", at=("text.position_ids",), title="positions of the tokens are others",
+            fix=_NUMBERED)  # fmt: skip
 def position_ids(p: TextPlace) -> Variants:
     for what, way in _positions(p, p.mask()):
         yield what, p.changed(given_positions=lambda w=way: w * p.mask()[:, None])
@@ -226,8 +227,8 @@ def _positions(p: TextPlace, mask: Array) -> Iterator[tuple[str, Array]]:
     yield "rounded to bfloat16", own.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
-@_text("rope.theta", at=_ROPE, title="rotary frequencies have another base",
-       fix="rope_theta of the config, 1e6")  # fmt: skip
+@_text_fault("rope.theta", at=_ROPE, title="rotary frequencies have another base",
+            fix="rope_theta of the config, 1e6")  # fmt: skip
 def theta(p: TextPlace) -> Variants:
     pairs = len(p.axes())
     exponent = np.arange(pairs) / pairs
@@ -240,8 +241,8 @@ def theta(p: TextPlace) -> Variants:
     yield "in reverse", p.changed(frequencies=lambda: p.frequencies()[::-1])
 
 
-@_text("rope.low_precision", at=_ROPE, title="the rotary table is computed in low precision",
-       fix="positions, angles, cosines and sines in float32", seen="ComfyUI#9441")  # fmt: skip
+@_text_fault("rope.low_precision", at=_ROPE, title="the rotary table is computed in low precision",
+            fix="positions, angles, cosines and sines in float32", seen="ComfyUI#9441")  # fmt: skip
 def rope_low_precision(p: TextPlace) -> Variants:
     for name, dtype in (("bfloat16", np.dtype(ml_dtypes.bfloat16)), ("float16", np.dtype(np.float16))):
 
@@ -258,8 +259,8 @@ def rope_low_precision(p: TextPlace) -> Variants:
         yield f"table in {name}", p.changed(rotary=lambda low=low: low(p.rotary()))
 
 
-@_text("norm.eps", at=_NORMS, title="a norm has another epsilon", fix="rms_norm_eps of the config, 1e-6",
-       seen="mlx-examples#1434")  # fmt: skip
+@_text_fault("norm.eps", at=_NORMS, title="a norm has another epsilon", fix="rms_norm_eps of the config, 1e-6",
+            seen="mlx-examples#1434")  # fmt: skip
 def eps(p: TextPlace) -> Variants:
     for value in (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-12):
         if value != p.eps:
@@ -272,8 +273,8 @@ def _with_eps(p: TextPlace, value: float) -> TextPlace:
     ))  # fmt: skip
 
 
-@_text("norm.rms_for_layer", at=_NORMS, title="another norm than RMSNorm",
-       fix="x / sqrt(mean(x²) + eps) · weight, over the last axis")  # fmt: skip
+@_text_fault("norm.rms_for_layer", at=_NORMS, title="another norm than RMSNorm",
+            fix="x / sqrt(mean(x²) + eps) · weight, over the last axis")  # fmt: skip
 def rms_for_layer(p: TextPlace) -> Variants:
     yield "LayerNorm", p.changed(rms_norm=lambda x, layer: p.rms_norm(x - x.mean(-1, keepdims=True), layer))
     yield "eps added behind the root", p.changed(rms_norm=lambda x, layer: (
@@ -290,8 +291,8 @@ def rms_for_layer(p: TextPlace) -> Variants:
         yield "no norm", p.changed(rms_norm=lambda x, layer: x)
 
 
-@_text("weights.swapped", at=("normed", "normed2"), title="the two norms of a layer have each other's weights",
-       fix="input_layernorm before attention, post_attention_layernorm before the MLP")  # fmt: skip
+@_text_fault("weights.swapped", at=("normed", "normed2"), title="the two norms of a layer have each other's weights",
+            fix="input_layernorm before attention, post_attention_layernorm before the MLP")  # fmt: skip
 def norms_swapped(p: TextPlace) -> Variants:
     names = {"input_layernorm": "post_attention_layernorm", "post_attention_layernorm": "input_layernorm"}
 
@@ -303,8 +304,8 @@ def norms_swapped(p: TextPlace) -> Variants:
     yield "the final norm's", p.changed(rms_norm=lambda x, layer: p.rms_norm(x, "model.norm"))
 
 
-@_text("ffn.activation", at=("gated",), title="another activation in the MLP",
-       fix="silu(gate_proj(x))·up_proj(x)")  # fmt: skip
+@_text_fault("ffn.activation", at=("gated",), title="another activation in the MLP",
+            fix="silu(gate_proj(x))·up_proj(x)")  # fmt: skip
 def activation(p: TextPlace) -> Variants:
     def tanh_gelu(x: Array) -> Array:
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -318,8 +319,8 @@ def activation(p: TextPlace) -> Variants:
         yield what, p.changed(silu=way)
 
 
-@_text("ffn.gate_up_swapped", at=("gated",), title="gate and up projection of the MLP are exchanged or left out",
-       fix="silu(gate_proj(x))·up_proj(x)")  # fmt: skip
+@_text_fault("ffn.gate_up_swapped", at=("gated",), title="gate and up projection of the MLP are exchanged or left out",
+            fix="silu(gate_proj(x))·up_proj(x)")  # fmt: skip
 def gate_up(p: TextPlace) -> Variants:
     def part(name: str, x: Array) -> Array:
         return p.linear(x, p.key(f"mlp.{name}_proj"))
@@ -331,8 +332,8 @@ def gate_up(p: TextPlace) -> Variants:
     yield "added", p.changed(gated=lambda x: p.silu(part("gate", x)) + part("up", x))
 
 
-@_text("residual.missing", at=("mid", "out"), title="a residual of the text encoder is dropped or taken elsewhere",
-       fix="mid = entering + attn(norm(entering)); out = mid + mlp(norm(mid))")  # fmt: skip
+@_text_fault("residual.missing", at=("mid", "out"), title="a residual is dropped or taken elsewhere",
+            fix="mid = entering + attn(norm(entering)); out = mid + mlp(norm(mid))")  # fmt: skip
 def residual_missing(p: TextPlace) -> Variants:
     added, normed = ("attn", "normed") if p.kind == "mid" else ("ffn", "normed2")
     yield "dropped", p.changed(recipe=lambda: p.of(added))
@@ -345,8 +346,8 @@ def residual_missing(p: TextPlace) -> Variants:
         )
 
 
-@_text("text.embedding", at=("text.embed",), title="token embeddings are others",
-       fix=_TABLE)  # fmt: skip
+@_text_fault("text.embedding", at=("text.embed",), title="token embeddings are others",
+            fix=_TABLE)  # fmt: skip
 def embedding(p: TextPlace) -> Variants:
     width = p.text_config["hidden_size"]
     yield "times √D", p.changed(embedded=lambda: p.embedded() * width**0.5)
@@ -370,8 +371,8 @@ def embedding(p: TextPlace) -> Variants:
         yield "picture features backwards", p.changed(embedded=lambda: placed(features[::-1]))
 
 
-@_text("text.hidden_layer", at=("text.norm", "text.prompt_embeds"), title="another hidden state is taken",
-       fix="the last hidden state behind the final norm: hidden_states[-1]")  # fmt: skip
+@_text_fault("text.hidden_layer", at=("text.norm", "text.prompt_embeds"), title="another hidden state is taken",
+            fix="the last hidden state behind the final norm: hidden_states[-1]")  # fmt: skip
 def hidden_layer(p: TextPlace) -> Variants:
     if p.kind == "text.norm":
         yield "before the final norm", p.changed(rms_norm=lambda x, layer: x)

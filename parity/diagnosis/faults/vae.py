@@ -13,15 +13,15 @@ from parity.diagnosis.faults.inside import component_fault
 from parity.diagnosis.place import Array, Variants
 from parity.diagnosis.recipes.vae import VaePlace
 
-_vae = partial(component_fault, component="vae")
+_vae_fault = partial(component_fault, component="vae")
 _CONVS = ("conv_in", "post_quant_conv", "shortcut", "conv1", "conv2", "conv_out", "image", "qkv", "proj", "upsample",
           "downsample", "mean", "logvar")  # fmt: skip
 _NORMS = ("norm1", "norm2", "norm_out", "norm")
 _ACTIVATED = ("conv1", "conv2", "conv_out", "image")
 
 
-@_vae("vae.stats", at=("latents",), title="latents are normalised or denormalised otherwise",
-      fix="decoding takes latents·std + mean, encoding gives (latents - mean)/std")  # fmt: skip
+@_vae_fault("vae.stats", at=("latents",), title="latents are normalised or denormalised otherwise",
+           fix="decoding takes latents·std + mean, encoding gives (latents - mean)/std")  # fmt: skip
 def stats(p: VaePlace) -> Variants:
     name = "normalize" if p.stream == "encode" else "denormalize"
     other = p.denormalize if p.stream == "encode" else p.normalize
@@ -59,8 +59,8 @@ def _along(statistic: Array, x: Array, axis: int) -> Array:
     return np.resize(statistic.ravel(), x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(1, 5)])
 
 
-@_vae("layout.conv_weight", at=_CONVS, title="a kernel's axes are read in another order",
-      fix="the checkpoint has O I (T) h w; MLX takes O (T) h w I: transpose, do not reshape")  # fmt: skip
+@_vae_fault("layout.conv_weight", at=_CONVS, title="a kernel's axes are read in another order",
+           fix="the checkpoint has O I (T) h w; MLX takes O (T) h w I: transpose, do not reshape")  # fmt: skip
 def conv_weight(p: VaePlace) -> Variants:
     weight = p.weight(f"{p.layer}.weight")
     square = weight.shape[0] == weight.shape[1]
@@ -104,8 +104,8 @@ def _read_as_first(weight: Array) -> Array:
     return np.moveaxis(weight, 1, -1).reshape(weight.shape)
 
 
-@_vae("vae.causal_slice", at=_CONVS, title="another slice of the causal kernel meets the only frame",
-      fix="one frame meets the newest slice, weight[:, :, -1]: those before it meet zeros")  # fmt: skip
+@_vae_fault("vae.causal_slice", at=_CONVS, title="another slice of the causal kernel meets the only frame",
+           fix="one frame meets the newest slice, weight[:, :, -1]: those before it meet zeros")  # fmt: skip
 def causal_slice(p: VaePlace) -> Variants:
     if p.weight(f"{p.layer}.weight").ndim == 5 and p.weight(f"{p.layer}.weight").shape[2] > 1:
         yield "the oldest", p.changed(newest=lambda k: k[:, :, 0])
@@ -114,8 +114,8 @@ def causal_slice(p: VaePlace) -> Variants:
         yield "the mean of all", p.changed(newest=lambda k: k.mean(2))
 
 
-@_vae("vae.padding", at=_CONVS, title="a convolution pads otherwise",
-      fix="zeros all around; a downsampling convolution pads below and on the right only")  # fmt: skip
+@_vae_fault("vae.padding", at=_CONVS, title="a convolution pads otherwise",
+           fix="zeros all around; a downsampling convolution pads below and on the right only")  # fmt: skip
 def padding(p: VaePlace) -> Variants:
     kernel = p.kernel(p.layer)
     if kernel.shape[2] == 1:
@@ -136,14 +136,14 @@ def padding(p: VaePlace) -> Variants:
             x, (0, 0), tuple(map(sum, zip(before, behind, strict=True)))))  # fmt: skip
 
 
-@_vae("weights.bias_missing", at=_CONVS, title="the bias of a convolution is not added",
-      fix="load and add <layer>.bias")  # fmt: skip
+@_vae_fault("weights.bias_missing", at=_CONVS, title="the bias of a convolution is not added",
+           fix="load and add <layer>.bias")  # fmt: skip
 def bias_missing(p: VaePlace) -> Variants:
     yield "no bias", p.changed(bias=lambda layer: None)
 
 
-@_vae("norm.vae_scale", at=_NORMS, title="the VAE's norm is scaled otherwise",
-      fix="x / max(‖x‖, 1e-12) · √C · gamma, ‖x‖ over the channels of each pixel")  # fmt: skip
+@_vae_fault("norm.vae_scale", at=_NORMS, title="the VAE's norm is scaled otherwise",
+           fix="x / max(‖x‖, 1e-12) · √C · gamma, ‖x‖ over the channels of each pixel")  # fmt: skip
 def norm_scale(p: VaePlace) -> Variants:
     yield "without √C", p.changed(norm_scale=lambda channels: 1.0)
     yield "times C", p.changed(norm_scale=lambda channels: float(channels))
@@ -153,8 +153,8 @@ def norm_scale(p: VaePlace) -> Variants:
     yield "no norm", p.changed(norm=lambda x, layer: x)
 
 
-@_vae("norm.axis", at=_NORMS, title="the VAE's norm goes over other axes",
-      fix="over the channels of each pixel: axis 1 of B C T H W, the last of B T H W C")  # fmt: skip
+@_vae_fault("norm.axis", at=_NORMS, title="the VAE's norm goes over other axes",
+           fix="over the channels of each pixel: axis 1 of B C T H W, the last of B T H W C")  # fmt: skip
 def norm_axis(p: VaePlace) -> Variants:
     def over(axes: tuple[int, ...], mean: bool) -> VaePlace:
         def norm(x: Array, layer: str) -> Array:
@@ -170,8 +170,8 @@ def norm_axis(p: VaePlace) -> Variants:
     yield "channels and pixels", over((1, -2, -1), True)
 
 
-@_vae("norm.rms_for_layer", at=_NORMS, title="another norm in the VAE than RMSNorm",
-      fix="x / max(‖x‖, 1e-12) · √C · gamma")  # fmt: skip
+@_vae_fault("norm.rms_for_layer", at=_NORMS, title="another norm in the VAE than RMSNorm",
+           fix="x / max(‖x‖, 1e-12) · √C · gamma")  # fmt: skip
 def another_norm(p: VaePlace) -> Variants:
     yield "LayerNorm", p.changed(norm=lambda x, layer: p.norm(x - x.mean(1, keepdims=True), layer))
     for groups in (32, 16, 8, 4):
@@ -184,8 +184,8 @@ def another_norm(p: VaePlace) -> Variants:
         yield f"GroupNorm of {groups} groups", p.changed(norm=grouped)
 
 
-@_vae("norm.eps", at=_NORMS, title="the VAE's norm has an epsilon under the root",
-      fix="no epsilon in the mean: the length is kept above 1e-12", seen="mlx-examples#1434")  # fmt: skip
+@_vae_fault("norm.eps", at=_NORMS, title="the VAE's norm has an epsilon under the root",
+           fix="no epsilon in the mean: the length is kept above 1e-12", seen="mlx-examples#1434")  # fmt: skip
 def eps(p: VaePlace) -> Variants:
     for value in (1e-3, 1e-4, 1e-5, 1e-6, 1e-8):
         yield f"{value:g}", p.changed(norm=lambda x, layer, e=value: (
@@ -193,8 +193,8 @@ def eps(p: VaePlace) -> Variants:
         ))  # fmt: skip
 
 
-@_vae("vae.activation", at=_ACTIVATED, title="another activation before a convolution of the VAE",
-      fix="conv(silu(norm(x)))")  # fmt: skip
+@_vae_fault("vae.activation", at=_ACTIVATED, title="another activation before a convolution of the VAE",
+           fix="conv(silu(norm(x)))")  # fmt: skip
 def activation(p: VaePlace) -> Variants:
     ways: dict[str, Callable[[Array], Array]] = {
         "none": lambda x: x, "ReLU": lambda x: np.maximum(x, 0),
@@ -207,8 +207,8 @@ def activation(p: VaePlace) -> Variants:
         yield what, p.changed(silu=way)
 
 
-@_vae("vae.resample", at=("upsample", "downsample"), title="a picture is made larger or smaller otherwise",
-      fix="up: each pixel 2 × 2 times, then the convolution; down: a convolution of every second place")  # fmt: skip
+@_vae_fault("vae.resample", at=("upsample", "downsample"), title="a picture is made larger or smaller otherwise",
+           fix="up: each pixel 2 × 2 times, then a convolution; down: one of every second place")  # fmt: skip
 def resample(p: VaePlace) -> Variants:
     if p.kind == "downsample":
         yield "from the second place on", p.changed(down_pad=lambda x: p.pad(x[:, :, 1:, 1:], (0, 0), (2, 2)))
@@ -240,22 +240,22 @@ def _bilinear(x: Array, axis: int) -> Array:
     return first * (1 - share) + second * share
 
 
-@_vae("attention.scale_missing", at=("proj",), title="scores of the VAE's attention are not divided",
-      fix="scores / sqrt(C)")  # fmt: skip
+@_vae_fault("attention.scale_missing", at=("proj",), title="scores of the VAE's attention are not divided",
+           fix="scores / sqrt(C)")  # fmt: skip
 def scale_missing(p: VaePlace) -> Variants:
     yield "no scale", p.changed(score_scale=lambda width: 1.0)
 
 
-@_vae("attention.scale_wrong", at=("proj",), title="scores of the VAE's attention have another scale",
-      fix="scores / sqrt(C)")  # fmt: skip
+@_vae_fault("attention.scale_wrong", at=("proj",), title="scores of the VAE's attention have another scale",
+           fix="scores / sqrt(C)")  # fmt: skip
 def scale_wrong(p: VaePlace) -> Variants:
     yield "1/C", p.changed(score_scale=lambda width: 1 / width)
     yield "C^-¼", p.changed(score_scale=lambda width: width**-0.25)
     yield "1/√(3C)", p.changed(score_scale=lambda width: (3 * width) ** -0.5)
 
 
-@_vae("attention.kv_swapped", at=("proj",), title="queries, keys and values of the VAE's attention are exchanged",
-      fix="to_qkv gives q, k, v one after the other")  # fmt: skip
+@_vae_fault("attention.kv_swapped", at=("proj",), title="queries, keys and values of the VAE's attention are exchanged",
+           fix="to_qkv gives q, k, v one after the other")  # fmt: skip
 def qkv_order(p: VaePlace) -> Variants:
     for order in permutations(range(3)):
         if order != (0, 1, 2):
@@ -266,8 +266,8 @@ def qkv_order(p: VaePlace) -> Variants:
     )
 
 
-@_vae("layout.chw_hwc", at=("proj",), title="channels and pixels of the VAE's attention are exchanged in a reshape",
-      fix="B HW C back to B C H W by a transpose")  # fmt: skip
+@_vae_fault("layout.chw_hwc", at=("proj",), title="channels and pixels of attention are exchanged in a reshape",
+           fix="B HW C back to B C H W by a transpose")  # fmt: skip
 def unfolding(p: VaePlace) -> Variants:
     yield (
         "reshaped instead of transposed",
@@ -277,8 +277,8 @@ def unfolding(p: VaePlace) -> Variants:
         len(joint), -1, shape[3], shape[2]).swapaxes(2, 3))  # fmt: skip
 
 
-@_vae("residual.missing", at=("resnet", "attn"), title="a residual of the VAE is dropped",
-      fix="x + conv2(…), through conv_shortcut where the width changes")  # fmt: skip
+@_vae_fault("residual.missing", at=("resnet", "attn"), title="a residual of the VAE is dropped",
+           fix="x + conv2(…), through conv_shortcut where the width changes")  # fmt: skip
 def residual(p: VaePlace) -> Variants:
     yield "dropped", p.changed(add=lambda x, y: y)
     yield "nothing added", p.changed(add=lambda x, y: x)
@@ -286,8 +286,8 @@ def residual(p: VaePlace) -> Variants:
     yield "subtracted", p.changed(add=lambda x, y: x - y)
 
 
-@_vae("vae.moments", at=("mean", "logvar"), title="mean and variance of the posterior are exchanged",
-      fix="the first half of the channels is the mean, the second the variance's logarithm")  # fmt: skip
+@_vae_fault("vae.moments", at=("mean", "logvar"), title="mean and variance of the posterior are exchanged",
+           fix="the first half of the channels is the mean, the second the variance's logarithm")  # fmt: skip
 def moments(p: VaePlace) -> Variants:
     yield "halves exchanged", p.changed(moment=lambda x, which: p.moment(x, 1 - which))
     yield "channels taken in turn", p.changed(moment=lambda x, which: x[:, which::2])

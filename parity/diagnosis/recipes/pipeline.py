@@ -340,5 +340,5 @@ def _transformer(values: Values, scope: str, side: str) -> Whole:
         weights = values.weights["transformer"] if isinstance(values.weights, Mapping) else values.weights
         graph = qwen_image_transformer(config["num_layers"])
         values.inner[prefix] = Whole(InnerPlace, graph, "", captured, fed, weights, config)
-        values.inner[prefix].noisy = values.noisy
+        values.inner[prefix].noisy, values.inner[prefix].candidate = values.noisy, values.candidate
     return values.inner[prefix]
