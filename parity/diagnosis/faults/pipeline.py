@@ -110,8 +110,9 @@ def scale(p: PipelinePlace) -> Variants:
     if not p.guided():
         return
     own = p.guidance()
-    ways = {1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 7.5, own / 2, own * 2, own + 1, own / 10, 0.0}
-    for value in sorted(ways - {own}):
+    ways = {1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 7.5, own / 2, own * 2, own / 10, 0.0}
+    # One more and one less are other ways of combining: see `branch`.
+    for value in sorted(ways - {own - 1, own, own + 1}):
         yield f"{value:g}", p.changed(guidance=lambda v=value: v)
     steps = len(p.values.state["sched.sigmas"]) - 1
     yield "growing from 1 over the steps", p.changed(guidance=lambda: 1 + (own - 1) * (p.block + 1) / steps)

@@ -12,6 +12,7 @@ import numpy as np
 from parity.diagnosis.fault import fault
 from parity.diagnosis.faults.inside import component_fault
 from parity.diagnosis.place import Array, Place, Variants
+from parity.diagnosis.recipes.pipeline import PipelinePlace
 from parity.diagnosis.recipes.text import PREFIX, TextPlace
 
 # Tokens behind the prompt in every template: <|im_end|>, a line feed, <|im_start|>, assistant, a line feed.
@@ -178,6 +179,16 @@ def drop_prefix(p: TextPlace) -> Variants:
     yield "the last ones instead of the first", p.changed(taken=lambda rows: rows[:-own])
     yield "suffix dropped too", p.changed(taken=lambda rows: p.taken(rows)[:-SUFFIX])
     yield "zeros in their place", p.changed(taken=lambda rows: np.concatenate([rows[:own] * 0, rows[own:]]))
+
+
+@fault("prompt.drop_prefix", at=_MASKS["pipeline"], component="pipeline",
+       title="another number of the prefix's tokens is dropped",
+       fix="of the tokens that count drop 34 for text-to-image, 64 for editing")  # fmt: skip
+def mask_drop_prefix(p: PipelinePlace) -> Variants:
+    own = PREFIX[p.template()]
+    for count in range(0, 2 * max(PREFIX) + 1):
+        if count != own:
+            yield f"{count} for {own}", p.changed(recipe=lambda n=count: p.mask_behind(n))
 
 
 @component_fault("prompt.truncation", "text", at=_TAKEN, title="prompt embeddings are cut at another length",

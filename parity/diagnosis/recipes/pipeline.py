@@ -145,7 +145,11 @@ class PipelinePlace(LevelsPlace):
         prompt = self.kind.removeprefix("pipeline.").removesuffix("_mask")
         if np.array_equal(self.values[f"pipeline.{prompt}_ids"], self.values.truth[f"pipeline.{prompt}_ids"]):
             return self.given()
-        counts = self.counts(prompt) - PREFIX[self.template()]
+        return self.mask_behind(PREFIX[self.template()])
+
+    def mask_behind(self, drop: int) -> Array:
+        """Which tokens count behind a prefix of `drop`, B S bool."""
+        counts = self.counts(self.kind.removeprefix("pipeline.").removesuffix("_mask")) - drop
         return (np.arange(max(counts.max(), 0)) < counts[:, None])[:, :LONGEST_PROMPT]
 
     def encoded(self, change: Change | None = None) -> Array:
