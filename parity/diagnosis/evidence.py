@@ -46,13 +46,13 @@ class Stage:
 
     @cached_property
     def jittered(self) -> Values:
-        """The candidate's values with one unit in the last place more or less at random, and recipes in float32."""
+        """The candidate's values with one unit in the last place more or less at random, and recipes that round."""
         of, key = self.values, (len(self.values.stage), sum(self.values.stage.encode()))
         moved = Values(
             of.domain, of.graph, of.stage, jitter(of.captured, (*key, 1)), jitter(of.state, (*key, 2)), of.weights,
             of.config, truth=of.truth,
         )  # fmt: skip
-        moved.candidate, moved.noisy = of.captured, True
+        moved.candidate, moved.noisy = of.captured, self.dtype
         return moved
 
     def local(self) -> list[Local]:

@@ -54,8 +54,8 @@ class Values:
         self._wide: dict[str, Array] = {}
         # The candidate's own, which estimates are read off, also where `captured` is moved by noise.
         self.candidate = captured
-        # Whether recipes shall do in float32 what a port does in float32 at best: it shows how noisy that is.
-        self.noisy = False
+        # The run's dtype where recipes shall round what a port rounds on its way, which shows how noisy that is.
+        self.noisy: np.dtype | None = None
         # What plain places have computed for one another.
         self.shared: dict[str, Array] = {}
         # What was made of components that run inside this stage, by a name that the domain gives it.
@@ -153,13 +153,25 @@ class Place(ABC):
         """A tensor of the model, float64, by its canonical key."""
         return widened(self.values.weights(key))
 
+    def held(self, x: Array) -> Array:
+        """What a port holds in the run's dtype: rounded to that where noise is asked for."""
+        return x if self.values.noisy is None else x.astype(self.values.noisy).astype(np.float64)
+
+    def single(self, x: Array) -> Array:
+        """What a port has in float32 at best: rounded to that where noise is asked for."""
+        return x if self.values.noisy is None else x.astype(np.float32).astype(np.float64)
+
     def linear(self, x: Array, layer: str) -> Array:
         """x·weightᵀ + bias of a layer by its canonical prefix."""
-        y = x @ self.weight(f"{layer}.weight").T
+        weight = self.weight(f"{layer}.weight")
+        if self.values.noisy is None:
+            y = x @ weight.T
+        else:
+            y = self.single(x.astype(np.float32) @ weight.T.astype(np.float32))
         for one in self.low_rank(layer):
             y = y + one.scale * ((x @ one.down.T) @ one.up.T)
         bias = self.bias(layer)
-        return y if bias is None else y + bias
+        return self.held(y if bias is None else y + bias)
 
     def bias(self, layer: str) -> Array | None:
         """Bias of a layer; None where it has none."""

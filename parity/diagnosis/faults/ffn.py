@@ -11,8 +11,9 @@ import numpy as np
 
 from parity.diagnosis.arithmetic import activations, rounded
 from parity.diagnosis.fault import fault
-from parity.diagnosis.place import Array, Variants
+from parity.diagnosis.place import Array, Variants, widened
 from parity.diagnosis.recipes.transformer import FLOAT16_LIMIT, TransformerPlace
+from parity.stats import unit_roundoff
 
 FFN = ("ffn",)
 SUMS = ("mid", "out")
@@ -140,8 +141,8 @@ def fp16_overflow(p: TransformerPlace) -> Variants:
     value = p.values.candidate.get(p.name)
     if value is None or np.isfinite(value.astype(np.float64)).all():
         return
-    yield "the result", _then(p, _overflowing)
-    yield "the result, rounded", _then(p, _half)
+    yield "the result", _then(p, lambda x: _settled(p, _overflowing(x), x))
+    yield "the result, rounded", _then(p, lambda x: _settled(p, _half(x), x))
     if p.kind == "ffn":
         yield "the hidden layer", p.changed(gelu=lambda x: p.gelu(_overflowing(x)))
         yield "the hidden layer, rounded", p.changed(gelu=lambda x: p.gelu(_half(x)))
@@ -163,9 +164,29 @@ def fp16_overflow(p: TransformerPlace) -> Variants:
                 yield f"behind the activation, times {factor:g}", p.changed(gelu=lambda x, h=half: h(p.gelu(x)))
     if p.kind in SUMS:
         yield "the gated update", p.changed(gated_add=lambda x, gate, y: x + _overflowing(gate * y))
-        yield "the sum in half precision", p.changed(gated_add=lambda x, gate, y: _half(_half(x) + _half(gate * y)))
-        product = lambda x, gate, y: _half(_half(x) + _half(_half(gate) * _half(y)))  # noqa: E731
-        yield "sum and product in half precision", p.changed(gated_add=product)
+        yield (
+            "the sum in half precision",
+            p.changed(
+                gated_add=lambda x, gate, y: _settled(p, _half(_half(x) + _half(gate * y)), x, gate * y, x + gate * y)
+            ),
+        )
+
+
+def _settled(p: TransformerPlace, made: Array, *sums: Array) -> Array:
+    """What was made, where noise decides whether a value overflows as the candidate has it.
+
+    Args:
+        made: with infinities.
+        sums: exact values that overflowed where they were too large.
+    """
+    value = p.values.candidate.get(p.name)
+    if value is None or value.shape != made.shape:
+        return made
+    slack = FLOAT16_LIMIT * 4 * max(unit_roundoff(value.dtype), 1e-6)
+    near = np.any([np.abs(np.abs(one) - FLOAT16_LIMIT) < slack for one in sums], axis=0)
+    value = widened(value)
+    as_either = (value == np.copysign(np.inf, sums[-1])) | (np.abs(value - sums[-1]) < slack)
+    return np.where(near & as_either, value, made)
 
 
 def _overflowing(x: Array) -> Array:

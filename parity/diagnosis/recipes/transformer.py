@@ -107,7 +107,7 @@ class TransformerPlace(Place):
 
     def modulate(self, x: Array, shift: Array, scale: Array) -> Array:
         """(1 + scale)·x + shift."""
-        return x * (1 + scale) + shift
+        return self.held(x * self.held(1 + scale)) + shift
 
     def chunks(self, mod: Array) -> list[Array]:
         """The six parts of a block's modulation vector, each to be broadcast over tokens: shift, scale, gate, twice."""
@@ -126,7 +126,7 @@ class TransformerPlace(Place):
 
     def gated_add(self, x: Array, gate: Array, y: Array) -> Array:
         """x + gate·y."""
-        return x + gate * y
+        return x + self.held(gate * y)
 
     def qk_norm(self, x: Array, kind: str) -> Array:
         """RMSNorm of each head of q or k, B N H d."""
@@ -154,7 +154,7 @@ class TransformerPlace(Place):
     def head(self, kind: str) -> Array:
         """q, k or v of one stream, B N H d."""
         x = self.to_heads(self.linear(self.of("modulated"), self.projection(kind)))
-        return x if kind == "v" else self.rotate(self.qk_norm(x, kind), self.table())
+        return x if kind == "v" else self.rotate(self.held(self.qk_norm(x, kind)), self.table())
 
     def joined(self, kind: str) -> Array:
         """q, k or v of both streams, text first, B N H d."""
@@ -180,13 +180,9 @@ class TransformerPlace(Place):
         """Over the keys."""
         return softmax(scores, axis=-1)
 
-    def single(self, x: Array) -> Array:
-        """What a port has in float32 at best: rounded to that where noise is asked for."""
-        return x.astype(np.float32).astype(np.float64) if self.values.noisy else x
-
     def products(self, q: Array, k: Array) -> Array:
         """Scores before they are scaled, B H queries keys."""
-        dtype = np.float32 if self.values.noisy else np.float64
+        dtype = np.float64 if self.values.noisy is None else np.float32
         return np.einsum("bqhd,bkhd->bhqk", q.astype(dtype, copy=False), k.astype(dtype, copy=False), optimize=True)
 
     def attend(self, q: Array, k: Array, v: Array) -> Array:
@@ -202,7 +198,7 @@ class TransformerPlace(Place):
     def mlp(self, x: Array) -> Array:
         """The feed-forward network."""
         here = self.key(f"{self.stream}_mlp.net")
-        return self.linear(self.gelu(self.linear(x, f"{here}.0.proj")), f"{here}.2")
+        return self.linear(self.held(self.gelu(self.linear(x, f"{here}.0.proj"))), f"{here}.2")
 
     def timestep(self) -> Array:
         """B, 0…1; with zero_cond_t followed by as many zeros."""
@@ -280,7 +276,7 @@ class TransformerPlace(Place):
         temb = self.temb()
         if self.config.get("zero_cond_t") and self.stream == "txt":
             temb = np.split(temb, 2)[0]
-        return self.linear(self.silu(temb), self.layers()[0])
+        return self.linear(self.held(self.silu(temb)), self.layers()[0])
 
     def _modulated(self) -> Array:
         shift, scale, *_ = self.chunks(self.of("mod"))
@@ -296,7 +292,7 @@ class TransformerPlace(Place):
             joint = self.attend(self.joined("q"), self.joined("k"), self.joined("v"))
         if self.plain:
             self.values.shared[f"{self.block}.joint"] = joint  # both streams take their rows of it
-        return self.linear(self.from_heads(self.own_rows(joint)), self.projection("attn"))
+        return self.linear(self.held(self.from_heads(self.own_rows(joint))), self.projection("attn"))
 
     def _mid(self) -> Array:
         return self.gated_add(self.entering(), self.chunks(self.of("mod"))[2], self.of("attn"))
@@ -312,7 +308,7 @@ class TransformerPlace(Place):
     def _norm_out_mod(self) -> Array:
         temb = self.temb()
         temb = np.split(temb, 2)[0] if self.config.get("zero_cond_t") else temb
-        return self.linear(self.silu(temb), self.layers()[0])
+        return self.linear(self.held(self.silu(temb)), self.layers()[0])
 
     def final_chunks(self, mod: Array) -> list[Array]:
         """Scale and shift of the last norm, each B 1 D."""
@@ -320,7 +316,7 @@ class TransformerPlace(Place):
 
     def _norm_out(self) -> Array:
         scale, shift = self.final_chunks(self.values["norm_out.mod"])
-        return self.modulate(self.layer_norm(self.fed("img")), shift, scale)
+        return self.modulate(self.held(self.layer_norm(self.fed("img"))), shift, scale)
 
     _RECIPES: ClassVar = {
         "img_in": lambda p: p.linear(p.fed("latents"), "img_in"),
