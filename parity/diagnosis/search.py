@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Limits:
         gain: by how much a prediction must be nearer than the reference's own, to prove.
         tie: predictions within this factor of the best are not told apart.
         sharp: relative floor above which nothing is proven.
+        share: of elements that must be met where a few are not, because a rounding fell to the other side.
     """
 
     wrong: float = 5.0
@@ -34,6 +35,7 @@ class Limits:
     gain: float = 4.0
     tie: float = 1.5
     sharp: float = 0.3
+    share: float = 0.95
 
 
 LIMITS = Limits()
@@ -48,17 +50,19 @@ class Match:
         found: what is left.
         floor: the noise under the fault.
         before: excess of the candidate over the reference's own prediction.
+        share: of the elements that are met; less than 1 where the rest is a rounding that fell to the other side.
     """
 
     steps: tuple[Step, ...]
     found: Residual
     floor: Residual
     before: float
+    share: float = 1.0
 
     @property
     def excess(self) -> float:
-        """What is left, in units of the floor."""
-        return excess(self.found, self.floor)
+        """What is left, in units of the floor; of elements that are met only, where a few are not."""
+        return excess(self.found, self.floor) if self.share == 1 else 1.0
 
     @property
     def codes(self) -> tuple[str, ...]:
@@ -67,7 +71,7 @@ class Match:
 
     def proves(self, limits: Limits = LIMITS) -> bool:
         """Whether the experiment settles it."""
-        return self.before >= limits.gain * max(self.excess, 1.0) and self.floor.rms <= limits.sharp
+        return self.share == 1 and self.before >= limits.gain * max(self.excess, 1.0) and self.floor.rms <= limits.sharp
 
 
 class Search:
@@ -158,11 +162,22 @@ class Search:
         if excess(found, floor) > self._limits.met:
             floor = larger(floor, self._sensitivity(stage, wrong, steps, prediction))
         match = Match(steps, found, floor, wrong.excess)
-        return match if match.excess <= self._limits.met else None
+        if match.excess <= self._limits.met:
+            return match
+        share = _share(wrong.value, prediction, floor)
+        nearly = share >= self._limits.share and _share(wrong.value, wrong.expected, floor) <= 1 - self._limits.share
+        return replace(match, share=share) if nearly else None
 
     def _sensitivity(self, stage: Stage, wrong: Local, steps: tuple[Step, ...], prediction: Array) -> Residual:
         jittered = put_in(stage.jittered.place(wrong.name), steps)
         return Residual(0.0, 0.0) if jittered is None else stage.sensitivity(jittered, prediction)
+
+
+def _share(value: Array, prediction: Array | None, floor: Residual) -> float:
+    """Share of elements that are equal but for the noise."""
+    if prediction is None or prediction.shape != value.shape:
+        return 0.0
+    return float((np.abs(value.astype(np.float64) - prediction) <= floor.peak).mean())
 
 
 def _variants(fault: Fault, place: Place) -> Iterator[tuple[Step, Place]]:
@@ -190,4 +205,4 @@ def _is_wide(match: Match) -> bool:
 
 def _ranked(matches: Sequence[Match]) -> list[Match]:
     """Fewest faults first, then the nearest; of those within the noise, in the catalogue's order."""
-    return sorted(matches, key=lambda match: (len(match.steps), max(match.excess, 1.0)))
+    return sorted(matches, key=lambda match: (match.share < 1, len(match.steps), max(match.excess, 1.0)))

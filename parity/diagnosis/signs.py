@@ -17,7 +17,9 @@ from parity.known_bugs import Bug
 
 # A kernel's tile is not smaller, and begins at a multiple of it.
 _TILE = 8
-# Cosine below which two arrays of many elements have nothing to do with each other, in standard deviations.
+# Fewer channels say nothing by being unlike.
+_CHANNELS = 64
+# Cosine below which two arrays have nothing to do with each other, in standard deviations of unrelated rows.
 _UNRELATED = 3.5
 
 
@@ -39,7 +41,7 @@ def signs(one: Local, backends: Sequence[Backend] = (), bugs: Sequence[Bug] = ()
         cause.details.append(f"right but for {tile}")
         return [cause]
     if _unrelated(one):
-        cause = _cause("weights.random", "possible", one)
+        cause = _cause("weights.random", "likely", one)
         cause.details.append("what it computes has nothing to do with what these weights would give")
         return [cause]
     return []
@@ -52,29 +54,44 @@ def _cause(code: str, confidence: str, one: Local) -> Cause:
 
 
 def _tile(one: Local) -> str:
-    """Rows or channels that a tile of a kernel could be, where all others are right; empty if there are none."""
-    value, expected = widened(one.value), one.expected
-    shape = (-1, int(np.prod(value.shape[2:]))) if value.ndim > 2 else value.shape
-    off = ~(np.abs(value - expected).reshape(shape) <= 6 * max(one.floor.peak, 1e-300))
-    for axis, what in ((0, "rows"), (1, "channels")):
-        hit = np.flatnonzero(off.any(axis=1 - axis))
-        count = off.shape[axis]
-        whole = len(hit) and hit[-1] - hit[0] + 1 == len(hit)
-        # Nearly all of a tile is wrong: a single element of it may agree by chance.
-        dense = whole and off.take(hit, axis).mean() > 0.9
-        ends = len(hit) and (hit[-1] + 1 == count or (hit[-1] + 1) % _TILE == 0)
-        if dense and ends and _TILE <= len(hit) < count and hit[0] % _TILE == 0:
-            return f"{what} {hit[0]} to {hit[-1]} of {count}"
-    return ""
+    """Rows that a tile of a kernel could be, where all others are right; empty if there are none.
+
+    A row is right where its difference is within the floor as it is over all rows.
+    """
+    if one.value.ndim < 3:
+        return ""
+    rows = one.value.shape[-2] if one.value.ndim == 3 else one.value.shape[-3]
+    value, expected = (
+        widened(x).reshape(-1, rows, int(np.prod(x.shape[1:])) // rows) for x in (one.value, one.expected)
+    )
+    with np.errstate(all="ignore"):
+        norms = np.sqrt((expected**2).mean((0, 2)))
+        off = np.sqrt(((value - expected) ** 2).mean((0, 2))) / (one.floor.rms * max(float(norms.max()), 1e-300))
+    hit = np.flatnonzero(~(off <= 10))
+    if not len(hit) or not (np.delete(off, hit) <= 5).all():
+        return ""
+    whole = hit[-1] - hit[0] + 1 == len(hit) and hit[0] % _TILE == 0
+    ends = hit[-1] + 1 == rows or (hit[-1] + 1) % _TILE == 0
+    return f"rows {hit[0]} to {hit[-1]} of {rows}" if whole and ends and _TILE <= len(hit) < rows else ""
 
 
 def _unrelated(one: Local) -> bool:
-    """Whether value and expectation are uncorrelated, each of them of many different numbers."""
-    a, b = widened(one.value).ravel(), one.expected.ravel()
-    if not np.isfinite(a).all() or a.size < 256 or not a.std() or not b.std():
+    """Whether value and expectation have nothing to do with each other, but for the layer's bias.
+
+    Both are of many channels; rows are much alike, so that they do not count as so many more numbers.
+    """
+    bias = one.place.bias(one.place.layers()[-1])
+    channels = int(np.prod(one.value.shape[1:])) if one.value.ndim == 2 else one.value.shape[-1]
+    flat = [widened(x).reshape(-1, channels) for x in (one.value, one.expected)]
+    if not np.isfinite(flat[0]).all() or channels < _CHANNELS:
         return False
-    cosine = float(np.corrcoef(a, b)[0, 1])
-    return abs(cosine) * np.sqrt(a.size / max(1, one.value.shape[-2] if one.value.ndim > 2 else 1)) < _UNRELATED
+    offsets = [0.0] if bias is None or bias.shape != (channels,) else [0.0, bias]
+    return min(_cosine(flat[0] - offset, flat[1] - offsets[-1]) for offset in offsets) * channels**0.5 < _UNRELATED
+
+
+def _cosine(a: Array, b: Array) -> float:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return abs(float((a * b).sum())) / norms if norms else 1.0
 
 
 def _replayed(one: Local, backends: Sequence[Backend], bugs: Sequence[Bug]) -> list[Cause]:

@@ -205,10 +205,18 @@ def weight_plus_one(p: TransformerPlace) -> Variants:
     yield "1 + weight", p.changed(rms_norm=lambda x, w, eps=EPS: p.rms_norm(x, 1 + w, eps))
 
 
-@fault("norm.weight_missing", at=RMS, title="the norm's weight is not applied", fix="multiply by the stored weight")
+@fault(
+    "weights.missing", at=RMS, title="a norm's weight was never loaded",
+    fix="load the checkpoint strictly, and multiply by the norm's weight",
+)  # fmt: skip
 def weight_missing(p: TransformerPlace) -> Variants:
-    """All ones instead; or applied twice, or before the norm."""
-    yield "no weight", p.changed(rms_norm=lambda x, w, eps=EPS: p.rms_norm(x, w * 0 + 1, eps))
+    """All ones instead."""
+    yield "no weight of the norm", p.changed(rms_norm=lambda x, w, eps=EPS: p.rms_norm(x, w * 0 + 1, eps))
+
+
+@fault("norm.weight_misplaced", at=RMS, title="the norm's weight is applied elsewhere", fix="normalize, then multiply")
+def weight_misplaced(p: TransformerPlace) -> Variants:
+    """Twice, or before the norm."""
     yield "weight²", p.changed(rms_norm=lambda x, w, eps=EPS: p.rms_norm(x, w**2, eps))
     yield "weight before the norm", p.changed(rms_norm=lambda x, w, eps=EPS: p.rms_norm(x * w, w * 0 + 1, eps))
 

@@ -37,7 +37,7 @@ def norm_missing(p: PipelinePlace) -> Variants:
 
 
 @fault(
-    "cfg.norm", at=("noise_pred",), component="pipeline", title="the guided prediction is rescaled otherwise",
+    "cfg.norm_missing", at=("noise_pred",), component="pipeline", title="the guided prediction is rescaled otherwise",
     fix="multiply by ‖cond‖ / ‖combined‖, both over the channels of each token",
 )  # fmt: skip
 def norm(p: PipelinePlace) -> Variants:

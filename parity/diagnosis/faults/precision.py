@@ -33,6 +33,17 @@ _MANTISSAS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def _bias_after(p: Place, short: Callable[[Array], Array]) -> Callable[[Array, str], Array]:
+    """A linear layer whose product is made and rounded in a short dtype, and whose bias is added in the run's."""
+
+    def linear(x: Array, layer: str) -> Array:
+        bias = p.bias(layer)
+        product = short(short(x) @ short(p.weight(f"{layer}.weight")).T)
+        return product if bias is None else product + bias
+
+    return linear
+
+
 @fault(
     "backend.precision_mode", component="*", title="products are made of shorter mantissas than the dtype has",
     fix="MLX_ENABLE_TF32=0, or torch.backends.cuda.matmul.allow_tf32 = False; do not cast inputs of products down",
@@ -59,3 +70,5 @@ def precision_mode(p: Place) -> Variants:
             f"products rounded to {said}",
             p.changed(linear=lambda x, layer, short=short: short(p.linear(x, layer))),
         )
+        yield f"products in {said}", p.changed(linear=lambda x, layer, f=linear, short=short: short(f(x, layer)))
+        yield f"products without their bias in {said}", p.changed(linear=_bias_after(p, short))

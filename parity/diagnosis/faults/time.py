@@ -37,8 +37,12 @@ def _then(p: TransformerPlace, change: Callable[[Array], Array]) -> TransformerP
     fix=SINUSOID, seen="mflux@acfc448",
 )  # fmt: skip
 def scale(p: TransformerPlace) -> Variants:
-    """Usual factors, and whichever the candidate's slowest channel shows."""
-    found = time_scale_of(p.values.candidate.get(p.name), p.timestep())
+    """Usual factors, and whichever the candidate's slowest channel shows of different timesteps.
+
+    Of a single timestep any function of it looks like another factor.
+    """
+    several = len(np.unique(p.timestep())) > 1
+    found = time_scale_of(p.values.candidate.get(p.name), p.timestep()) if several else None
     listed = found is None or any(abs(found / one - 1) < 1e-3 for one in (*_SCALES, 1000.0))
     for factor in (*_SCALES, *(() if listed else (found,))):
         yield f"{factor:g}·t", _with(p, scale=factor)
