@@ -6,8 +6,10 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from mini import write_checkpoint
+from safetensors.numpy import load_file, save_file
 
 from parity.errors import UsageError
 from parity.faultbench import patient, score
@@ -38,11 +40,23 @@ SHOWN = [
 ]
 
 
+def give_norms_weights(folder):
+    """Norms begin at 1, where one that is left out changes nothing."""
+    draw = np.random.default_rng(3)
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, array in tensors.items():
+            if "norm" in name and array.ndim == 1 and "norm_out" not in name:
+                tensors[name] = draw.uniform(0.5, 1.5, array.shape).astype(np.float32)
+        save_file(tensors, path, {"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """Mini's transformer under every key; the cases of other components have no model here."""
     folder = tmp_path_factory.mktemp("faults")
     model = write_checkpoint(folder / "model" / "transformer").parent
+    give_norms_weights(model / "transformer")
     return Lab(Models(dict.fromkeys(("plain", "edit", "lora", "quantized"), model), ""), folder)
 
 
@@ -241,6 +255,15 @@ def test_a_diagnosis_is_judged_by_its_sources_and_its_first_cause(lab, change, e
     assert outcome.seconds is not None
     line = lines_of([outcome])["modulation.order"]
     assert (line.instances, line.exact, line.right, line.good) == (1, exact, first, good)
+
+
+def test_what_follows_from_a_source_need_not_be_called_one():
+    shown = {"expected": ("text.ids", "text.mask"), "run_sources": ("text.ids", "text.mask"), "sources": ("text.ids",)}
+    assert not Outcome({}, "fault", **shown).exact
+    assert Outcome({}, "fault", **shown, follows=("text.mask",)).exact
+    inside = {"expected": ("step.00.uncond",), "run_sources": ("step.00.uncond",)}
+    assert Outcome({}, "fault", **inside, sources=("step.00.uncond.txt_norm",)).exact
+    assert not Outcome({}, "fault", **inside, sources=("step.00.cond.txt_norm",)).exact
 
 
 def test_what_a_diagnosis_raises_is_told_and_counts_as_wrong(lab):

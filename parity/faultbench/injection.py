@@ -101,6 +101,8 @@ class Injection:
         streams: it can be planted in one of these alone; with one of them, it is of that stream. Empty where a
             fault is of both or of none.
         also: other codes that are as right: the same change by another name.
+        follows: among those it shows at, the ones whose wrongness follows from others of them, though no checkpoint
+            is their parent: a mask is of the length of the ids. They may be called sources, and need not.
         outside: checkpoints outside of blocks that are wrong too where the fault acts everywhere.
         helpers: code of functions that the new text calls as ``site.…``.
         only: sites in blocks it can be planted at: "any", or "all" where it acts in all of them.
@@ -114,6 +116,7 @@ class Injection:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     streams: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     helpers: str = ""
     only: str = "any"

@@ -37,6 +37,7 @@ class Outcome:
         codes: of what is planted and can be seen.
         accepted: codes that are right, for each of `codes`.
         expected: checkpoints that are wrong by themselves.
+        follows: those of them that need not be called so; see `Injection`.
         run_verdict: of the run.
         run_sources: of the run, in isolated mode.
         visible: the run sees it.
@@ -53,6 +54,7 @@ class Outcome:
     codes: tuple[str, ...] = ()
     accepted: tuple[tuple[str, ...], ...] = ()
     expected: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
     run_verdict: str = ""
     run_sources: tuple[str, ...] = ()
     visible: bool = False
@@ -75,7 +77,7 @@ class Outcome:
         Of a step of a pipeline, a checkpoint inside it is the step's.
         """
         told, expected = {_of_step(name, self.expected) for name in self.sources}, set(self.expected)
-        return bool(told) and told <= expected and set(self.run_sources) & expected <= told
+        return bool(told) and told <= expected and set(self.run_sources) & expected - set(self.follows) <= told
 
     @property
     def first_right(self) -> bool:
@@ -135,6 +137,7 @@ def examine(lab: Lab, instance: Instance, diagnose: Diagnose) -> Outcome:
         outcome.codes = tuple(one.code for one, _ in faulty)
         outcome.accepted = tuple((one.code, *one.also) for one, _ in faulty)
         outcome.expected = tuple(name for one, site in faulty for name in one.expected(site, layers))
+        outcome.follows = tuple(name for one, _ in faulty for name in one.follows)
         with lab.admit(setting, instance.dtype, instance.injections) as visit:
             outcome.run_verdict, outcome.run_sources = visit.result["verdict"], sources_of(visit.result)
             outcome.visible = bool(outcome.run_sources)

@@ -14,10 +14,12 @@ _CUT = "if ‹max_sequence_length is not None›:"
 _MASK = "return mx.array(‹causal & mask.astype(bool)[:, None, None, :]›)"
 _EMBEDS = ("text.prompt_embeds", "text.prompt_mask")
 _IDS = ("text.ids", "text.mask", "text.position_ids", *_EMBEDS)
+# What is as long as the ids are, or made of the noise levels.
+_FOLLOW = ("text.mask", "pipeline.prompt_mask", "pipeline.negative_mask", "sched.timesteps", "pipeline.timesteps")
 
 
 def _text(code, variant, file, marked, new, *shows, cases=("text",), **more):
-    return Injection(code, variant, (swap(file, marked, new),), shows, cases=cases, **more)
+    return Injection(code, variant, (swap(file, marked, new),), shows, cases=cases, follows=_FOLLOW, **more)
 
 
 _TEXT = (
@@ -79,7 +81,7 @@ _MOVED = "moved = ‹sample.astype(mx.float32) + width * model_output›"
 
 
 def _sched(code, variant, marked, new, *shows, cases=("scheduler",), **more):
-    return Injection(code, variant, (swap(SCHEDULER, marked, new),), shows, cases=cases, **more)
+    return Injection(code, variant, (swap(SCHEDULER, marked, new),), shows, cases=cases, follows=_FOLLOW, **more)
 
 
 _SCHEDULER = (
@@ -108,7 +110,7 @@ _TILES = "pictures = (‹vae.decode(unpacked) if whole else vae_tiling.decode(va
 
 
 def _pipe(code, variant, file, marked, new, *shows, cases=("pipeline",), **more):
-    more = {"dtypes": ("float32",), "only": "all"} | more
+    more = {"dtypes": ("float32",), "only": "all", "follows": _FOLLOW} | more
     return Injection(code, variant, (swap(file, marked, new),), shows, cases=cases, **more)
 
 
@@ -116,7 +118,8 @@ _PIPELINE = (
     _pipe("cfg.off", "plain", DENOISING, _GUIDE, "noise_pred", "step.{b}.noise_pred"),
     _pipe("cfg.norm_missing", "plain", DENOISING, _RESCALE, "combined", "step.{b}.noise_pred"),
     _pipe("cfg.norm_missing", "whole", DENOISING, _RESCALE,
-          "combined * (mx.sqrt(mx.sum(cond * cond)) / mx.sqrt(mx.sum(combined * combined)))", "step.{b}.noise_pred"),
+          "combined * (mx.sqrt(mx.sum(cond * cond)) / mx.sqrt(mx.sum(combined * combined)))", "step.{b}.noise_pred",
+          also=("cfg.norm",)),
     _pipe("cfg.branch", "prompt_twice", DENOISING, 'predict(transformer, "uncond", ‹prepared.negative›, prepared,',
           "prepared.prompt", "step.{b}.uncond"),
     _pipe("cfg.branch", "exchanged", DENOISING, _GUIDE, "guide(against, noise_pred, prepared.guidance)",

@@ -47,7 +47,8 @@ _SECOND = "block.{b}.{s}.modulated2"
 _IN_BLOCKS = (
     _one("softplus_scale", _MODULATE, "normed * (1 + mx.logaddexp(by.scale, 0)) + by.shift", "modulated", _SECOND),
     _one("scale_halved", _MODULATE, "normed * (1 + 0.5 * by.scale) + by.shift", "modulated", _SECOND),
-    _one("shift_before_scale", _MODULATE, "(normed + by.shift) * (1 + by.scale)", "modulated", _SECOND),
+    _one("shift_before_scale", _MODULATE, "(normed + by.shift) * (1 + by.scale)", "modulated", _SECOND,
+         also=("modulation.formula",)),
     _one("shift_reversed", _MODULATE, "normed * (1 + by.scale) + by.shift[..., ::-1]", "modulated", _SECOND),
     _attn("channel_constant", "site.lifted(img_attn)", "site.lifted(txt_attn)", helpers="""
 def lifted(y):
@@ -82,8 +83,8 @@ def dropped(y):
          also=("ffn.activation",)),
     _one("activation_squared", _GELU, "mx.square(nn.relu(self.proj(x))) * 0.2", "ffn", also=("ffn.activation",)),
     _one("ffn_gain", _FFN, '0.9 * mlp(_normed_and_modulated(x, second, "2"))', "ffn"),
-    _one("gate_one_plus", _MID, "ops.gated_add(x, 1 + first.gate, attn)", "mid"),
-    _one("gate_tanh", _OUT, "ops.gated_add(x, mx.tanh(second.gate), ffn)", "out"),
+    _one("gate_one_plus", _MID, "ops.gated_add(x, 1 + first.gate, attn)", "mid", also=("modulation.formula",)),
+    _one("gate_tanh", _OUT, "ops.gated_add(x, mx.tanh(second.gate), ffn)", "out", also=("modulation.formula",)),
     _one("gate_positive", _MID, "ops.gated_add(x, mx.abs(first.gate), attn)", "mid"),
     _one("last_row_lost", _OUT,
          "(lambda y: mx.concatenate([y[:, :-1], mx.zeros_like(y[:, -1:])], axis=1))"
@@ -91,7 +92,7 @@ def dropped(y):
     _one("residual_halved", _OUT, "ops.gated_add(0.5 * x, second.gate, ffn)", "out"),
     _one("norm_of_absolute", _NORM, "(lambda y: (y / mx.mean(mx.abs(y), axis=-1, keepdims=True)).astype(x.dtype))"
          "(x.astype(mx.float32) - mx.mean(x.astype(mx.float32), axis=-1, keepdims=True))", "normed",
-         "block.{b}.{s}.normed2"),
+         "block.{b}.{s}.normed2", also=("norm.formula",)),
     _one("norm_clipped", _NORM, "mx.clip(ops.layer_norm(x, EPS), -2.0, 2.0)", "normed", "block.{b}.{s}.normed2",
          also=("ffn.clamped",)),
     _joint("softcap", "site.capped(q, k, v, mask, self._head_width**-0.5)", helpers="""
@@ -144,9 +145,11 @@ _OUTSIDE = (
     Injection("unlisted.rope_damped", "plain",
               (swap(ROPE, "_table(image, frequencies), ‹_table(text, frequencies)›",
                     "_table(text, frequencies) * mx.array([1.0, 0.5])"),), ("rope.txt",)),
+    # Of one timestep alone a square is not to be told from a factor.
     Injection("unlisted.time_squared", "plain",
               (swap(ROPE, "angle = TIME_SCALE * (‹timestep.astype(mx.float32)[:, None]› * frequency)",
-                    "mx.square(timestep.astype(mx.float32))[:, None]"),), ("time.proj",), cases=("landscape",)),
+                    "mx.square(timestep.astype(mx.float32))[:, None]"),), ("time.proj",), cases=("landscape",),
+              also=("time.scale",)),
     Injection("unlisted.head_softsign", "plain",
               (swap(TRANSFORMER, 'return tap("final", ‹self.proj_out(self.norm_out(streams.img, temb))›)',
                     "(lambda y: y / (1 + 0.1 * mx.abs(y)))(self.proj_out(self.norm_out(streams.img, temb)))"),),

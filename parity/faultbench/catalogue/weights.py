@@ -54,10 +54,10 @@ _WEIGHTS = (
         "weights.missing", "qk_norms",
         ['arrays["attn.norm_q.weight"] = mx.ones_like(arrays["attn.norm_q.weight"])',
          'arrays["attn.norm_k.weight"] = mx.ones_like(arrays["attn.norm_k.weight"])'],
-        "block.{b}.{s}.q", "block.{b}.{s}.k", stream="img",
+        "block.{b}.{s}.q", "block.{b}.{s}.k", stream="img", also=("norm.weight_missing",),
     ),
     _of_part("weights.missing", "txt_norm", "txt_norm", ['arrays["weight"] = mx.ones_like(arrays["weight"])'],
-             "txt_norm"),
+             "txt_norm", also=("norm.weight_missing",)),
     *_each_stream("weights.random", "attn", "attn",
                   ['arrays["{key}"] = mx.random.uniform(-0.09, 0.09, arrays["{key}"].shape, '
                    'key=mx.random.key(3)).astype(dtype)'], also=("weights.missing", "weights.unused")),
@@ -87,17 +87,16 @@ _WEIGHTS = (
         (put(WEIGHTS, _LOAD,
              f"{_LOAD}    if site.loads(prefix):\n"
              '        number = int(prefix.rpartition(".")[2])\n'
-             '        if number + 1 < checkpoint.config.num_layers:\n'
-             '            other = f"transformer_blocks.{number + 1}."\n'
-             '            arrays = dict(_cast(checkpoint, other, dtype, hold))\n'),),
+             '        number = (number + 1) % checkpoint.config.num_layers\n'
+             '        arrays = dict(_cast(checkpoint, f"transformer_blocks.{number}.", dtype, hold))\n'),),
         LINEARS,
     ),
     *(
         _of_block(
-            "weights.swapped", f"block_0_{kind}_{stream}",
-            ['if prefix != "transformer_blocks.0":',
-             '    zeroth = dict(_cast(checkpoint, "transformer_blocks.0.", dtype, hold))',
-             f'    arrays |= {{key: zeroth[key] for key in zeroth if key.startswith("{name}.")}}'],
+            "weights.swapped", f"first_block_{kind}_{stream}",
+            ['which = 1 if prefix == "transformer_blocks.0" else 0',
+             'others = dict(_cast(checkpoint, f"transformer_blocks.{which}.", dtype, hold))',
+             f'arrays |= {{key: others[key] for key in others if key.startswith("{name}.")}}'],
             f"block.{{b}}.{{s}}.{kind}", stream=stream,
         )
         for kind, name, stream in (("ffn", "img_mlp", "img"), ("attn", "attn.to_add_out", "txt"))
