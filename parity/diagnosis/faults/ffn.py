@@ -185,7 +185,12 @@ def _settled(p: TransformerPlace, made: Array, *sums: Array) -> Array:
     slack = FLOAT16_LIMIT * 4 * max(unit_roundoff(value.dtype), 1e-6)
     near = np.any([np.abs(np.abs(one) - FLOAT16_LIMIT) < slack for one in sums], axis=0)
     value = widened(value)
-    as_either = (value == np.copysign(np.inf, sums[-1])) | (np.abs(value - sums[-1]) < slack)
+    # Infinities of both signs add up to NaN.
+    as_either = (
+        (np.isnan(value) & (len(sums) > 1))
+        | (value == np.copysign(np.inf, sums[-1]))
+        | (np.abs(value - sums[-1]) < slack)
+    )
     return np.where(near & as_either, value, made)
 
 
