@@ -6,6 +6,7 @@ H height, W width; pictures are H W 3 uint8 of one size.
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from parity.picturecheck.finding import Finding, rounded
 
@@ -37,10 +38,20 @@ def in_parts(picture: np.ndarray, reference: np.ndarray) -> Finding | None:
         detail = f"a strip {'of repeated pixels' if repeated and not flat else 'of one colour'} at the {strip} edge"
         return Finding("vae.tiling", detail, figures, sure, boxes=[box])
     if black > 0.99:
-        return Finding("picture.partly_black", "where it differs, the picture is black", figures, sure, boxes=[box])
+        said = "where it differs, the picture is black"
+        return Finding("picture.partly_black", said, figures, sure, boxes=_boxes(wrong))
     if _is_noise(part):
         return Finding("picture.partly_noise", "where it differs, the picture is noise", figures, sure, boxes=[box])
     return None
+
+
+def _boxes(wrong: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """The largest connected parts."""
+    labels, _ = ndimage.label(ndimage.binary_closing(wrong, iterations=2))
+    places = ndimage.find_objects(labels)
+    boxes = [(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in places]
+    boxes.sort(key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))
+    return [box for box in boxes if (box[2] - box[0]) * (box[3] - box[1]) >= 64][:16] or boxes[:1]
 
 
 def _apart(wrong: np.ndarray, difference: np.ndarray) -> bool:

@@ -106,15 +106,17 @@ def _meets(mapping: Mapping, expected: np.ndarray, tolerance: float) -> bool:
 
 
 def _wraps(mapping: Mapping) -> str | None:
-    """A curve that rises but for falls of about 256."""
-    falls = 0
-    for channel in range(3):
-        curve = mapping.table[channel][mapping.used[channel]]
-        steps = np.diff(curve)
-        falls += int((steps < -150).sum())
-        if (np.abs(steps) > 40).sum() > (np.abs(steps) > 150).sum() or (steps < -150).sum() + (steps > 150).sum() > 6:
-            return None
-    return "values beyond the range begin again at its other end" if falls else None
+    """A line that begins again at the other end of the range: in angles of 256 levels it is straight."""
+    values = np.broadcast_to(np.arange(256.0), (3, 256))[mapping.used]
+    table = mapping.table[mapping.used]
+    slopes = np.linspace(0.5, 3, 501)
+    turns = np.exp(2j * np.pi * (table[None] - slopes[:, None] * values[None]) / 256).mean(axis=1)
+    best = int(np.abs(turns).argmax())
+    offset = float(np.angle(turns[best]) * 256 / (2 * np.pi))
+    line = slopes[best] * values + offset
+    if np.abs(turns[best]) < 0.985 or not ((line > 256) | (line < -1)).any():
+        return None
+    return f"{slopes[best]:.3g} × value {offset:+.0f} is not clipped: it begins again at the range's other end"
 
 
 def _levels(mapping: Mapping) -> int | None:

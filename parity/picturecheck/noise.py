@@ -49,7 +49,7 @@ def static(picture: np.ndarray) -> Finding | None:
     together = np.abs(np.corrcoef(values.reshape(-1, 3).T)[np.triu_indices(3, 1)]).max()
     figures["channel_correlation"] = rounded(together)
     flat = float(np.mean(picture[:, 1:] == picture[:, :-1]))
-    from_here = scaled[16] / scaled[8], scaled[8] / scaled[4]
+    from_here = (scaled[b] / max(float(scaled[a]), 1e-6) for a, b in ((8, 16), (4, 8)))
     if together < INDEPENDENT and flat < 0.08 and all(0.8 < one < 1.3 for one in from_here):
         return Finding("picture.noise", "coloured noise, a few pixels wide", figures)
     return None

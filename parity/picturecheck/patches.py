@@ -179,7 +179,7 @@ def _border_steps(picture: np.ndarray, side: int, offset: int = 0) -> np.ndarray
 
 # Tiles: difference of pixels one tile apart over that of pixels half a tile apart; the seam's step over
 # that of the 97th percentile of lines, on the axis where it is sharper and on the other.
-ALIKE = 0.22
+ALIKE, FINER = 0.12, 0.33
 SEAM_LINES = 1.25
 OTHER_SEAM_LINES = 0.7
 
@@ -221,11 +221,14 @@ def _repeats(values: np.ndarray) -> tuple[int, float, float] | None:
         if apart > ALIKE:
             continue
         finer = any(
-            np.abs(values[:, tile // n :] - values[:, : -(tile // n)]).mean() / spread_of_all < 1.5 * ALIKE
+            np.abs(values[:, tile // n :] - values[:, : -(tile // n)]).mean() / spread_of_all < FINER
             for n in (2, 3, 4, 5) if tile // n >= 4
         )  # fmt: skip
         places = [tile * i + off for i in range(1, times) for off in (-2, -1, 0) if 0 <= tile * i + off < lines.size]
         seam = np.median([lines[places[i : i + 3]].max() for i in range(0, len(places), 3)])
+        wide = [float(np.abs(values[:, tile * i + 3] - values[:, tile * i - 4]).mean()) for i in range(1, times)]
+        if np.median(lines) < 0.01 * spread_of_all or np.median(wide) < 0.6 * seam:  # a drawing, or drawn lines
+            return None
         sharp = float(seam / max(usual, 1e-6))
         return (times, apart, sharp) if not finer else None
     return None

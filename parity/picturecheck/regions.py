@@ -28,9 +28,30 @@ NOISE_BLOCK = 16
 
 def missing(picture: np.ndarray) -> Finding | None:
     """A strip of one colour, or of repeated pixels, at the right or lower edge; or black blocks."""
-    if min(picture.shape[:2]) < 48 or _flat_share(picture) > 0.75:
+    if min(picture.shape[:2]) < 48 or (flat := _flat_share(picture)) > 0.9:
         return None
-    return _strip(picture) or _black(picture)
+    if flat > 0.75:
+        return _side(picture)
+    return _strip(picture) or _side(picture) or _black(picture)
+
+
+def _side(picture: np.ndarray) -> Finding | None:
+    """All black from a line to an edge, and light up to the line."""
+    black = (picture <= 2).all(axis=2)
+    height, width = black.shape
+    for axis, name in ((0, "lower"), (1, "right")):
+        lines = black.all(axis=1 - axis)
+        count = int(lines.size if lines.all() else np.argmin(lines[::-1]))
+        if not STRIP * lines.size < count < 0.9 * lines.size or lines[0]:
+            continue
+        place = lines.size - count
+        border = np.take(picture, [place - 1, place - 2], axis=axis).max(axis=2)
+        if float(np.mean(border > 12)) < DIFFER_ON_GRID:
+            continue
+        box = (place, 0, height, width) if axis == 0 else (0, place, height, width)
+        figures = {"black": rounded(count / lines.size), "lit_beside": rounded(np.mean(border > 12))}
+        return Finding("picture.partly_black", f"all of the {name} part is black", figures, boxes=[box])
+    return None
 
 
 def _flat_share(picture: np.ndarray) -> float:
@@ -70,8 +91,8 @@ def _repeated(picture: np.ndarray) -> int:
     """How many last columns equal the one before."""
     same = (np.abs(np.diff(picture.astype(np.int16), axis=1)).max(axis=2) <= 1).all(axis=0)
     last = int(same.size if same.all() else np.argmin(same[::-1]))
-    elsewhere = same[: same.size - last]
-    return last if not elsewhere.any() else 0
+    elsewhere = np.abs(np.diff(picture.astype(np.int16), axis=1)).mean(axis=(0, 2))[: same.size - last]
+    return last if elsewhere.size and elsewhere.min() > 0.3 * np.median(elsewhere) else 0
 
 
 def _along(line: np.ndarray) -> float:
@@ -168,7 +189,7 @@ def noisy_part(picture: np.ndarray) -> Finding | None:
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     inside = noisy[top:bottom, left:right]
     outside = noisy.sum() - inside.sum()
-    if inside.mean() < 0.93 or outside > 0.1 * inside.size or inside.size > 0.95 * noisy.size:
+    if inside.mean() < 0.93 or outside > 0.2 * inside.size or inside.size > 0.95 * noisy.size:
         return None
     box = tuple(int(n) * NOISE_BLOCK for n in (top, left, bottom, right))
     levels = np.unique(picture[box[0] : box[2], box[1] : box[3], 0]).size

@@ -31,6 +31,9 @@ HYPOTHESES = (
 # Left of the mean step by undoing; clean pictures keep 0.59 and more, but for exact repetitions.
 SMOOTHER = 0.5
 SMOOTHER_PLANAR = 0.68
+MUCH_SMOOTHER = 0.3
+# The same of a plane that holds each grey value three times.
+GREY_TRIPLES = 0.05
 # Least over largest mean step of the three phases of a planar stream; it is 1 where no phase is special.
 SAME_PHASES = 0.75
 # Of a stride: mean step down the undone picture over that of the given one; steps over the ends of the
@@ -42,6 +45,7 @@ LEAST_ROW = 16
 MOST_STREAM = 3_000_000
 # A mean step below this is a flat picture, of which nothing can be said.
 LEAST_STEP = 0.2
+LEAST_LEVELS = 8
 
 
 def written_and_read(picture: np.ndarray, written: Axes, read: Axes) -> np.ndarray:
@@ -79,8 +83,10 @@ def axis_orders(picture: np.ndarray) -> Finding | None:
     else:
         ends = _row_ends(picture.transpose(2, 0, 1), 3)
         figures["over_given_row_ends"] = rounded(ends)
-        grey_triples = _phases(picture.transpose(2, 0, 1), 1) < 0.1
-        if ratio > SMOOTHER or ends > SEAMLESS or (worst > 0.75 and not grey_triples):
+        down = float(after[0].sum() / max(before[0].sum(), 1e-9))
+        triples = _phases(picture.transpose(2, 0, 1), 1) < GREY_TRIPLES and down < 0.5 and ratio < SMOOTHER_PLANAR
+        coloured = ratio < SMOOTHER and worst < 0.75
+        if not (triples or coloured) or (ends > SEAMLESS and ratio > MUCH_SMOOTHER):
             return None
     figures |= {"written": ORDERS[written], "read": ORDERS[read]}
     detail = f"the buffer lies as {ORDERS[written]} and was read as {ORDERS[read]}"
@@ -121,7 +127,11 @@ def row_stride(picture: np.ndarray) -> Finding | None:
     if mean_steps(picture)[1].mean() < LEAST_STEP or height < LEAST_ROW or width < LEAST_ROW:
         return None
     found = _period(stream, 3 * width, 3 * height)
-    if found is None or abs(found - 3 * width) < 1:
+    if found is None or found == 3 * width:
+        return None
+    if not 1.5 * width < found < 4.5 * width and found != 3 * height:
+        return None
+    if np.unique(picture[:512, :512, 1]).size < LEAST_LEVELS:  # dots of a printed picture line up at any slant
         return None
     figures = _judged(stream, 3 * width, found)
     recovered = stream[: stream.size // found * found].reshape(-1, found)

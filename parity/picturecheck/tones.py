@@ -15,6 +15,9 @@ MOST_LEVELS = 40
 # Steps that are taken back within two pixels: dots of a dithered picture, not bands.
 MOST_REVERSALS = 0.66
 BLACK_MID = (126, 129)
+# Of a picture whose darker half is cut; one of high contrast has less, and as much white.
+LEAST_ZERO = 0.3
+MOST_WHITE = 0.04
 
 
 def nothing(picture: np.ndarray) -> Finding | None:
@@ -41,9 +44,9 @@ def value_range(picture: np.ndarray) -> Finding | None:
 def _washed_out(picture: np.ndarray, share: np.ndarray) -> Finding | None:
     used = np.flatnonzero(share)
     low, high = int(used[0]), int(used[-1])
-    if not (BLACK_MID[0] <= low <= BLACK_MID[1]) or high < 245 or used.size < 100:
+    if not (BLACK_MID[0] <= low <= BLACK_MID[1]) or high < 245 or used.size < 60:
         return None
-    if share[: BLACK_MID[1] + 4].sum() < 2e-4 or share[245:].sum() < 2e-4 or _is_drawn(picture):
+    if share[: BLACK_MID[1] + 4].sum() < 2e-4 or share[245:].sum() < 2e-4 or _is_drawn(picture, 0.85):
         return None
     figures = {"least": low, "largest": high, "levels": int(used.size)}
     recovered = np.clip(2 * picture.astype(np.int16) - 255, 0, 255).astype(np.uint8)
@@ -52,21 +55,30 @@ def _washed_out(picture: np.ndarray, share: np.ndarray) -> Finding | None:
 
 def _crushed(picture: np.ndarray, share: np.ndarray) -> Finding | None:
     zero = float(share[0])
-    if not 0.12 <= zero <= 0.965 or _is_drawn(picture):
+    if not LEAST_ZERO <= zero <= 0.965 or _is_drawn(picture):
         return None
     dark, middle = share[1:13].mean(), share[13:77].mean()
     levels = int(np.count_nonzero(share[1:]))
-    combed = float(max(share[1::2].sum(), share[2::2].sum()) / max(share[1:].sum(), 1e-12))
+    white = float(share[254:].sum())
+    parts = sum(float((part == 0).mean()) > 0.02 for part in _ninths(picture))
     beside = _beside_zero(picture)
+    few = float(np.sort(share[1:255])[-8:].sum() / max(share[1:255].sum(), 1e-12))  # a chart or a drawing
     light = float(share[128:].sum() / max(share[1:].sum(), 1e-12))
     figures = {
         "zero": rounded(zero), "levels": levels, "dark_over_middle": rounded(dark / max(middle, 1e-12)),
-        "beside_zero": rounded(beside), "every_second_level": rounded(combed), "light": rounded(light),
+        "beside_zero": rounded(beside), "eight_levels": rounded(few), "light": rounded(light), "white": rounded(white),
     }  # fmt: skip
-    smooth = levels > 80 and dark < 1.8 * middle and zero > 12 * dark and 3 <= beside < 45 and light > 0.12
-    if not smooth:
+    smooth = (
+        levels > 80 and 0.55 * middle < dark < 1.5 * middle and zero > 12 * dark and 3 <= beside < 45 and light > 0.12
+    )
+    if not smooth or few > 0.35 or parts < 7 or white > MOST_WHITE:
         return None
     return Finding("image.range", "[-1, 1] was taken for [0, 1]: the darker half is black", figures)
+
+
+def _ninths(picture: np.ndarray) -> list[np.ndarray]:
+    """The nine parts of a picture."""
+    return [part for rows in np.array_split(picture, 3) for part in np.array_split(rows, 3, axis=1) if part.size]
 
 
 def _beside_zero(picture: np.ndarray) -> float:
@@ -77,11 +89,11 @@ def _beside_zero(picture: np.ndarray) -> float:
     return float(np.median(values)) if values.size else 255.0
 
 
-def _is_drawn(picture: np.ndarray) -> bool:
+def _is_drawn(picture: np.ndarray, most_still: float = 0.7) -> bool:
     """Flat areas and hard edges, or a smooth gradient: a drawing, not a photograph."""
     steps = np.abs(np.diff(picture.astype(np.int16), axis=1)).max(axis=2)
     still = float(np.mean(steps[picture[:, 1:].max(axis=2) > 0] == 0)) if (picture > 0).any() else 1.0
-    return still > 0.7 or float(np.quantile(steps, 0.98)) <= 2
+    return still > most_still or float(np.quantile(steps, 0.98)) <= 2
 
 
 def wrapped(picture: np.ndarray) -> Finding | None:
@@ -111,7 +123,8 @@ def _comes_round(picture: np.ndarray) -> np.ndarray:
     if not far.any():
         return np.zeros(3, int)
     for channel in range(3):
-        common = np.bincount(picture[..., channel].reshape(-1), minlength=256) > 0.04 * picture[..., channel].size
+        share = np.bincount(picture[..., channel].reshape(-1), minlength=256) / picture[..., channel].size
+        common = (share > 0.04) | (np.convolve(share, np.ones(17), "same") > 0.25)
         plain = common[picture[..., channel]]
         far[..., channel] &= ~(plain[:, 1:-2] | plain[:, 2:-1])
     calm = (np.abs(before) <= 60) & (np.abs(after) <= 60)
