@@ -6,7 +6,7 @@ are seen apart, and none hides behind another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -34,6 +34,7 @@ class Stage:
         truth: the truth's arrays, from the state that the stage was fed (isolated), or from the truth's own.
         dtype: of the run.
         isolated: whether candidate, reference and truth were fed the same state.
+        again: runs the candidate's stage once more on another state, and gives its checkpoints; None where it cannot.
         unstable: kinds whose recipe was found not to be the truth's.
     """
 
@@ -42,6 +43,7 @@ class Stage:
     truth: Mapping[str, Array]
     dtype: np.dtype
     isolated: bool = True
+    again: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
     unstable: set[str] = field(default_factory=set)
 
     @cached_property
@@ -69,7 +71,7 @@ class Stage:
         if prediction is None or place.kind in self.unstable:
             return self._against_truth(place, value)
         found = residual(value, prediction)
-        floor = resolution(self.dtype, prediction)
+        floor = resolution(self._kept_in(name, value), prediction)
         for more in (*(partial(self._left_by, one, name) for one in self.references),
                      lambda: self.sensitivity(self.jittered.place(name), prediction)):  # fmt: skip
             # Most checkpoints are right by a part of the floor already.
@@ -77,6 +79,11 @@ class Stage:
                 break
             floor = larger(floor, more())
         return Local(place, value, prediction, found, floor, "recipe")
+
+    def _kept_in(self, name: str, value: Array) -> np.dtype:
+        """The run's dtype, or the one in which both sides keep a checkpoint: rotary tables stay in float32."""
+        kept = {one.captured[name].dtype for one in self.references if name in one}
+        return value.dtype if kept == {value.dtype} and value.dtype.kind not in "biu" else self.dtype
 
     @staticmethod
     def _left_by(reference: Values, name: str) -> Residual:
