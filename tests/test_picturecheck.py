@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from parity.errors import UsageError
+from parity.errors import OutputExistsError, UsageError
 from parity.picturecheck import examine
 from parity.picturecheck.catalogue import ENTRIES
 from parity.picturecheck.corruptions import CORRUPTIONS
 from parity.picturecheck.examine import look
-from parity.picturecheck.samples import KINDS, rich, stretched
+from parity.picturecheck.samples import KINDS, clean, rich, stretched
+from parity.picturecheck.score import TUNED, score
 
 
 def photograph(*, seed=1, multiple=16, full=False):
@@ -43,6 +44,10 @@ def test_channels_first_read_as_last_is_likely_alone_and_proven_beside_the_refer
     assert beside["metrics"]["psnr"] < 30
     assert [(tmp_path / "out" / name).is_file() for name in beside["overlay"]] == [True]
     json.dumps(beside, allow_nan=False)
+    with pytest.raises(OutputExistsError, match="already there"):
+        examine(image, reference, tmp_path / "out")
+    with pytest.raises(UsageError, match="no folder"):
+        examine(image, reference, reference)
 
 
 def test_equal_pictures_have_no_cause_and_a_good_picture_says_nothing(tmp_path):
@@ -175,3 +180,29 @@ def test_every_code_has_its_words():
 def test_a_faint_grid_of_clean_detail_is_no_seam():
     picture = rich(np.random.default_rng(3), 16, detailed=True)
     assert look(picture) == []
+
+
+@pytest.mark.slow
+def test_most_broken_pictures_of_a_seed_are_right_and_no_clean_one_is_flagged():
+    found = score(TUNED, each=2, cleans=100)
+    assert found["flagged"] == 0
+    assert found["share"] >= 0.93
+    assert found["broken"] == sum(sum(counts.values()) for code, counts in found["confusion"].items()) - 100
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_no_kind_of_clean_picture_is_flagged(kind):
+    for seed in (11, 12):
+        assert look(clean(np.random.default_rng(seed), kind)[1]) == []
+
+
+def test_a_check_of_the_deviation_alone_would_pass_static():
+    static = np.random.default_rng(0).integers(0, 256, (128, 160, 3)).astype(np.uint8)
+    assert static.std() > 10
+    assert [one.code for one in look(static)] == ["picture.noise"]
+
+
+def test_a_dark_picture_is_not_black_and_a_zero_one_is():
+    dark = (photograph() * 0.05).astype(np.uint8)
+    assert look(dark) == []
+    assert [one.code for one in look(np.zeros_like(dark))] == ["picture.black"]

@@ -207,12 +207,11 @@ def grain(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @corruption("vae.tiling", multiple=16, detailed=True)
 def seams(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Tiles that were decoded apart and not blended: each with its own shade."""
+    """Tiles that were decoded apart and not blended: each with its own shade, less where contrast is low."""
     side = int(rng.choice([64, 96, 128]))
     rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]]
-    shade = rng.choice([-1, 1], (picture.shape[0] // side + 1, picture.shape[1] // side + 1, 1)) * rng.uniform(
-        4, 14, (picture.shape[0] // side + 1, picture.shape[1] // side + 1, 1)
-    )
+    tiles = (picture.shape[0] // side + 1, picture.shape[1] // side + 1, 1)
+    shade = rng.choice([-1, 1], tiles) * rng.uniform(4, 14, tiles) * min(1.0, float(picture.std()) / 40)
     return _bytes(picture * 0.85 + 19 + shade[rows // side, columns // side])
 
 

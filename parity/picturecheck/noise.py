@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from parity.picturecheck.finding import Finding, rounded
+from parity.picturecheck.patches import evenness
 from parity.picturecheck.steps import deviation, roughness
 
 # Mean step over deviation: 1.128 for normal, 1.155 for uniform white noise.
@@ -50,7 +51,8 @@ def static(picture: np.ndarray) -> Finding | None:
     figures["channel_correlation"] = rounded(together)
     flat = float(np.mean(picture[:, 1:] == picture[:, :-1]))
     from_here = (scaled[b] / max(float(scaled[a]), 1e-6) for a, b in ((8, 16), (4, 8)))
-    if together < INDEPENDENT and flat < 0.08 and all(0.8 < one < 1.3 for one in from_here):
+    own = together < INDEPENDENT and evenness(picture) > 0.85  # large pixels are uneven
+    if own and flat < 0.08 and all(0.8 < one < 1.3 for one in from_here):
         return Finding("picture.noise", "coloured noise, a few pixels wide", figures)
     return None
 

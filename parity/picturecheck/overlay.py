@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from parity.disk import room_for
+from parity.errors import OutputExistsError, UsageError
 from parity.picturecheck.catalogue import ENTRIES
 from parity.picturecheck.finding import Finding
 
@@ -22,6 +23,7 @@ def write(out: Path, picture: np.ndarray, reference: np.ndarray | None, found: l
     """Write one PNG for each finding, or one of the differing pictures; the names of the files.
 
     Raises:
+        OutputExistsError: one of them is already there.
         ResourceError, UsageError: no room, or no permission.
     """
     sheets = []
@@ -36,7 +38,12 @@ def write(out: Path, picture: np.ndarray, reference: np.ndarray | None, found: l
         name = f"picture-{number + 1}-{one.code.replace('.', '-')}.png" if one is not None else "picture-difference.png"
         sheets.append((name, _sheet(panels, one)))
     with room_for(out):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"{out} is no folder; give --out a folder for the pictures of what was found")
         out.mkdir(parents=True, exist_ok=True)
+        for name, _ in sheets:
+            if (out / name).exists():
+                raise OutputExistsError(f"{out / name} is already there; choose another --out")
         for name, sheet in sheets:
             sheet.save(out / name)
     return [name for name, _ in sheets]

@@ -93,7 +93,7 @@ def _quarters_order(picture: np.ndarray, side: int) -> Finding | None:
     if side == 1:
         if (left / np.maximum(given, 1e-9)).min() > LEFT_SHUFFLED or (left > 1.03 * given).any():
             return None
-        if _evenness(picture) > UNEVEN or _evenness(quarters(picture, side, order)) < EVEN:
+        if evenness(picture) > UNEVEN or evenness(quarters(picture, side, order)) < EVEN:
             return None
     else:
         inside = _inside(cells)
@@ -144,7 +144,7 @@ def _scattered(picture: np.ndarray, side: int) -> Finding | None:
         left = _border_steps(recovered, side)
         ratio = left.sum() / max(given.sum(), 1e-9)
         smooth = (left < 0.85 * given).all() and (left > 0.05 * given).all() and (
-            _evenness(recovered) > EVEN if side == 1
+            evenness(recovered) > EVEN if side == 1
             else (left < AS_INSIDE * inside + 1).all() and given.sum() > NOT_AS_INSIDE * inside.sum()
         )  # fmt: skip
         most = LEFT_TOGETHER if side == 1 and undo is spread else LEFT
@@ -154,7 +154,7 @@ def _scattered(picture: np.ndarray, side: int) -> Finding | None:
     return None
 
 
-def _evenness(picture: np.ndarray) -> float:
+def evenness(picture: np.ndarray) -> float:
     """Mean step from even lines to odd ones against that from odd to even, the smaller over the larger.
 
     1 where pairs of lines leave no trace; the worse of the two axes.

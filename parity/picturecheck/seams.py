@@ -20,13 +20,14 @@ WINDOW = 17
 STRIDES = range(32, 1025, 8)
 # A line's score is its step over that of the lines around it, at most 8, as a mean over bands of rows.
 MOST_SCORE = 8.0
-LEAST_SCORE = 3.2
-OVER_OTHERS = 1.15
+LEAST_SCORE = 3.4
+OVER_OTHERS = 1.3
 # Of the seam's step: beside a lone line the steps are as large; levels; share of the picture's deviation.
 BESIDE = 0.7
 LEAST_LEVELS = 1.0
-OF_CONTRAST = 0.5
+OF_CONTRAST = 0.42
 LEAST_LINES = 3
+LEAST_OF_AXIS = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,28 +69,43 @@ def _lines(values: np.ndarray) -> _Lines:
     return _Lines(np.minimum(means / around, MOST_SCORE).mean(axis=0), np.median(means, axis=0))
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """The lines of one axis at the multiples of a stride, as means: their score, that of others, steps, how many."""
+
+    score: float
+    others: float
+    level: float
+    beside: float
+    count: int
+
+
 def _stride(axes: list[_Lines]) -> tuple[int, float, float, float] | None:
-    """The stride whose lines stand out most: the stride, over other lines, score and step."""
+    """The stride whose lines stand out most: the stride, over other lines, score and step.
+
+    Each axis must show it a little, and both together, each line counted alike, clearly.
+    """
     best = None
     for stride in STRIDES:
-        found = [_standing_out(lines, stride) for lines in axes]
-        found = [one for one in found if one is not None]
-        if not found or sum(one[3] for one in found) < LEAST_LINES:
+        grids = [grid for lines in axes if (grid := _grid(lines, stride)) is not None]
+        count = sum(grid.count for grid in grids)
+        if count < LEAST_LINES or any(grid.score < LEAST_OF_AXIS * grid.others for grid in grids):
             continue
-        ratio, score, level = (min(one[i] for one in found) for i in range(3))
+        score, others, level, beside = (
+            sum(getattr(grid, name) * grid.count for grid in grids) / count
+            for name in ("score", "others", "level", "beside")
+        )
+        ratio = score / others if beside <= BESIDE * level else 0.0
         if best is None or ratio > best[1] * 1.05:
             best = stride, ratio, score, level
     return best
 
 
-def _standing_out(lines: _Lines, stride: int) -> tuple[float, float, float, int] | None:
-    """Of the lines at multiples of a stride: over other lines, score, step, how many; None where they are no seams."""
+def _grid(lines: _Lines, stride: int) -> _Grid | None:
     places = np.arange(stride, lines.score.size - 4, stride)
     if not places.size:
         return None
-    score, level = float(lines.score[places].mean()), float(lines.level[places].mean())
     beside = max(float(lines.level[places - 1].mean()), float(lines.level[places + 1].mean()))
     others = np.delete(lines.score, np.concatenate([places + off for off in (-1, 0, 1)]))
-    if beside > BESIDE * level:
-        return 0.0, score, level, places.size
-    return score / max(float(np.quantile(others, 0.99)), 1.0), score, level, places.size
+    usual = max(float(np.quantile(others, 0.99)), 1.0)
+    return _Grid(float(lines.score[places].mean()), usual, float(lines.level[places].mean()), beside, places.size)
