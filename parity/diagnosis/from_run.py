@@ -182,7 +182,7 @@ def _explain(
         log.findings.append(Finding(one.name, one.excess, tuple(matches)))
         return
     first = seen[like] <= SEARCHED
-    suspected = signs(one, backends if first else ())
+    suspected = signs(one, stage, backends if first else ())
     log.suspected += suspected
     if not any(cause.confidence != "possible" for cause in suspected):
         log.unexplained.append(Unexplained(one.name, one.excess, "", fingerprint(one, stage) if first else []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,10 @@ class Reopened:
                 own = moved if moved is not None else own
                 if keep:
                     exact = _truth(truth, stage, chain, keep)
-                    yield (
-                        self._stage(graph, stage, case, dtype, fed, found, (chain, runs), exact, isolated),
-                        stage,
-                        raised,
-                    )
+                    shown = self._stage(graph, stage, case, dtype, fed, found, (chain, runs), exact, isolated)
+                    if shown is not None:
+                        shown.again = partial(_again, candidate, stage, keep)
+                    yield shown, stage, raised
                 if moved is None and not isolated:
                     return
             chain = after
@@ -149,6 +149,11 @@ def _try(session: Session, stage: str, fed: State, keep: Collection[str]) -> tup
         raise
     except Exception as error:
         return None, None, f"{type(error).__name__}: {error}"[:300]
+
+
+def _again(session: Session, stage: str, keep: Collection[str], state: Mapping[str, np.ndarray]) -> State:
+    with _loaded(session, stage):
+        return session.run(stage, state, keep)[1]
 
 
 class _loaded:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from parity.diagnosis.backend import check
-from parity.diagnosis.evidence import IMPOSSIBLE, Local
+from parity.diagnosis.evidence import IMPOSSIBLE, Local, Stage
 from parity.diagnosis.fault import by_code
+from parity.diagnosis.othermap import other_map
 from parity.diagnosis.place import Array, Place, widened
 from parity.diagnosis.result import Cause
 from parity.diagnosis.ways import Backend
@@ -23,11 +24,14 @@ _CHANNELS = 64
 _UNRELATED = 3.5
 
 
-def signs(one: Local, backends: Sequence[Backend] = (), bugs: Sequence[Bug] = ()) -> list[Cause]:
+def signs(
+    one: Local, stage: Stage | None = None, backends: Sequence[Backend] = (), bugs: Sequence[Bug] = ()
+) -> list[Cause]:
     """Causes that are likely or possible; none where nothing speaks for one.
 
     Args:
         one: a wrong checkpoint without an explanation.
+        stage: of it; to run it once more.
         backends: libraries on which the products of this place are made once more.
         bugs: known ones of the candidate's library.
     """
@@ -41,8 +45,12 @@ def signs(one: Local, backends: Sequence[Backend] = (), bugs: Sequence[Bug] = ()
         cause.details.append(f"right but for {tile}")
         return [cause]
     if _unrelated(one):
-        cause = _cause("weights.random", "likely", one)
-        cause.details.append("what it computes has nothing to do with what these weights would give")
+        linear = stage is not None and other_map(one, stage)
+        cause = _cause("weights.random", "proven" if linear else "possible", one)
+        said = (
+            "it is linear in its input, with another weight" if linear else "nothing to do with what these would give"
+        )
+        cause.details.append(said)
         return [cause]
     return []
 
