@@ -238,7 +238,8 @@ RIGHT = {
         ({"sources": ["block.01.img.modulated2"]}, False, True, False),
         ({"sources": []}, False, True, False),
         ({"causes": [{"code": "ffn.activation", "confidence": "likely"}]}, True, False, False),
-        ({"causes": [{"code": "modulation.order", "confidence": "possible"}]}, True, False, False),
+        ({"causes": [{"code": "modulation.order", "confidence": "possible"}]}, True, True, True),
+        ({"causes": [{"code": "ffn.activation", "confidence": "possible"}, *RIGHT["causes"]]}, True, False, False),
         ({"causes": []}, True, False, False),
     ],
 )
@@ -255,6 +256,7 @@ def test_a_diagnosis_is_judged_by_its_sources_and_its_first_cause(lab, change, e
     assert outcome.seconds is not None
     line = lines_of([outcome])["modulation.order"]
     assert (line.instances, line.exact, line.right, line.good) == (1, exact, first, good)
+    assert line.proven == (first and outcome.causes[0][1] == "proven")
 
 
 def test_what_follows_from_a_source_need_not_be_called_one():
@@ -325,7 +327,7 @@ def test_the_table_fits_a_terminal_and_markdown_has_every_code(capsys, monkeypat
     assert max(map(len, table.splitlines())) <= 80
     assert "modulation.gate_missing" in table
     text = reporter.markdown(lines)
-    assert "| modulation.gate_missing | 1 | 1 | 1 |  |  | 1.5 |" in text
+    assert "| modulation.gate_missing | 1 | 1 | 1 | 1 |  |  | 1.5 |" in text
     assert "modulation.gate_missing" not in reporter.markdown(lines, codes=False)
 
 

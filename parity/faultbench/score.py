@@ -81,8 +81,13 @@ class Outcome:
 
     @property
     def first_right(self) -> bool:
-        """The best cause is one of those planted."""
-        return bool(self.named) and any(self.named[0] in right for right in self.accepted)
+        """The best cause is one of those planted, however sure the diagnosis is of it."""
+        return bool(self.causes) and any(self.causes[0][0] in right for right in self.accepted)
+
+    @property
+    def proven(self) -> bool:
+        """The best cause is right, and proven."""
+        return self.first_right and self.causes[0][1] == "proven"
 
     @property
     def all_right(self) -> bool:
@@ -110,12 +115,12 @@ class Outcome:
         if self.kind == "clean":
             return not self.alarm
         if self.kind == "unlisted":
-            return not self.wrongly_named and bool(self.unexplained or self.first_right)
+            return not self.wrongly_named and bool(self.unexplained or (self.named and self.first_right))
         return self.all_right if self.kind == "pair" else self.exact and self.first_right
 
     def to_json(self) -> dict[str, Any]:
         """Every field, and what is judged of them."""
-        judged = ("exact", "first_right", "all_right", "wrongly_named", "alarm", "good")
+        judged = ("exact", "first_right", "proven", "all_right", "wrongly_named", "alarm", "good")
         return asdict(self) | {name: getattr(self, name) for name in judged}
 
 
@@ -224,8 +229,8 @@ class Line:
     Attributes:
         name: a code, or a kind of instances.
         instances: that can be seen.
-        exact, right, unexplained, wrong: how many have the exact sources, the right cause first (of pairs: all of
-            both), something left unexplained, something named that is not there.
+        exact, right, proven, unexplained, wrong: how many have the exact sources, the right cause first (of pairs: all
+            of both), and that proven, something left unexplained, something named that is not there.
         good: how many are as they should be.
         invisible: planted, and within the floor everywhere.
         seconds: of each diagnosis.
@@ -236,6 +241,7 @@ class Line:
     instances: int = 0
     exact: int = 0
     right: int = 0
+    proven: int = 0
     unexplained: int = 0
     wrong: int = 0
     good: int = 0
@@ -251,6 +257,7 @@ class Line:
         self.instances += 1
         self.exact += one.exact
         self.right += one.all_right if one.kind == "pair" else one.first_right
+        self.proven += one.proven
         self.unexplained += bool(one.unexplained)
         self.wrong += one.alarm if one.kind == "clean" else one.wrongly_named
         self.good += one.good

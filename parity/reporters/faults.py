@@ -11,9 +11,10 @@ from rich.table import Table
 from parity.faultbench.score import Line, Outcome
 
 _KINDS = {"fault": "all of the catalogue", "pair": "two at once", "unlisted": "of no catalogue", "clean": "clean"}
-HEAD = ("", "runs", "source", "cause", "left", "wrong", "s")
+HEAD = ("", "runs", "source", "cause", "proven", "left", "wrong", "s")
 LEGEND = (
-    "source: exact source checkpoints; cause: right cause first (two at once: both, and nothing left); left: something "
+    "source: exact source checkpoints; cause: right cause first (two at once: both, and nothing left); proven: the "
+    "first cause is right and proven; left: something "
     "left unexplained; wrong: something named that is not there, or a clean copy called wrong; s: median seconds"
 )
 
@@ -82,13 +83,19 @@ def _cells(name: str, line: Line) -> tuple[str, ...]:
     seconds = f"{median(line.seconds):.1f}" if line.seconds else ""
     count = line.instances
     if name not in _KINDS:
-        figures = (f"{line.exact}", f"{line.right}", f"{line.unexplained or ''}", f"{line.wrong or ''}")
+        figures = (
+            str(line.exact),
+            str(line.right),
+            str(line.proven),
+            str(line.unexplained or ""),
+            str(line.wrong or ""),
+        )
         return (shown, str(count), *figures, seconds)
     if name == "clean":
-        return (shown, str(count), "", "", "", str(line.wrong), seconds)
-    exact, right = "" if name == "unlisted" else _share(line.exact, count), _share(line.right, count)
-    return (shown, str(count), exact, "" if name == "unlisted" else right, _share(line.unexplained, count),
-            _share(line.wrong, count), seconds)  # fmt: skip
+        return (shown, str(count), "", "", "", "", str(line.wrong), seconds)
+    of_cause = tuple(_share(part, count) for part in (line.exact, line.right, line.proven))
+    of_cause = ("", "", "") if name == "unlisted" else of_cause
+    return (shown, str(count), *of_cause, _share(line.unexplained, count), _share(line.wrong, count), seconds)
 
 
 def _share(part: int, count: int) -> str:

@@ -54,8 +54,12 @@ _ATTENTION = (
     ),
     _attend(
         "attention.causal", "plain",
-        "ops.attention(q, k, v, mx.tri(q.shape[2], dtype=mx.int32).astype(mx.bool_)[None, None], "
-        "self._head_width**-0.5)",
+        "ops.attention(q, k, v, site.causal(q.shape[2], mask), self._head_width**-0.5)",
+        helpers="""
+def causal(length, mask):
+    lower = mx.tri(length, dtype=mx.int32).astype(mx.bool_)[None, None]
+    return lower if mask is None else lower & mask
+""",
     ),
     Injection(
         "attention.stream_order", "joined_image_first",

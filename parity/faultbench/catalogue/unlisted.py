@@ -110,7 +110,7 @@ def windowed(q, k, v, mask, scale, ops):
     near = (mx.abs(place[:, None] - place[None]) <= 24)[None, None]
     return ops.attention(q, k, v, near if mask is None else near & mask, scale)
 """),
-    _joint("sink", "site.with_sink(q, k, v, mask, self._head_width**-0.5)", helpers="""
+    _joint("sink", "site.with_sink(q, k, v, mask, self._head_width**-0.5)", also=("attention.softmax",), helpers="""
 def with_sink(q, k, v, mask, scale):
     # One more key whose value is zero: softmax with 1 added below the line.
     scores = scale * (q.astype(mx.float32) @ k.astype(mx.float32).swapaxes(2, 3))
@@ -132,7 +132,7 @@ def with_sink(q, k, v, mask, scale):
         "unlisted.silu_twice", "plain",
         (swap(LAYERS, 'tap("mod", ‹chain(self.img_mod, temb)›)', "chain(self.img_mod, ops.silu(temb))"),
          swap(LAYERS, 'tap("mod", ‹chain(self.txt_mod, txt_temb)›)', "chain(self.txt_mod, ops.silu(txt_temb))")),
-        ("block.{b}.{s}.mod",), streams=STREAMS,
+        ("block.{b}.{s}.mod",), streams=STREAMS, also=("modulation.activation",),
     ),
 )  # fmt: skip
 
