@@ -44,7 +44,7 @@ def signs(
         cause = _cause("backend.kernel", "likely", one)
         cause.details.append(f"right but for {tile}")
         return [cause]
-    if _unrelated(one):
+    if not _packed(one.place) and _unrelated(one):
         linear = stage is not None and other_map(one, stage)
         cause = _cause("weights.random", "proven" if linear else "possible", one)
         said = (
@@ -53,6 +53,13 @@ def signs(
         cause.details.append(said)
         return [cause]
     return []
+
+
+def _packed(place: Place) -> bool:
+    """Whether a layer is quantized: weights that are unpacked otherwise look like others."""
+    entries = getattr(place.values.weights, "entries", {})
+    found = (entries.get(f"{layer}.weight") for layer in place.layers())
+    return any(entry is not None and entry.packing is not None for entry in found)
 
 
 def _cause(code: str, confidence: str, one: Local) -> Cause:

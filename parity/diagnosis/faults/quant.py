@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -10,34 +12,67 @@ import numpy as np
 from parity.dequantize import unpack
 from parity.diagnosis.fault import fault
 from parity.diagnosis.place import Array, Place, Variants
+from parity.layouts.entries import Place as Stored
 
 _GROUPS = (16, 32, 64, 128)
 _BITS = (2, 3, 4, 5, 6, 8)
 
 
-def _packed(p: Place) -> Iterator[tuple[str, Array, Array, Array, int, int]]:
-    """(layer, words, scales, biases, bits, group size) of the quantized layers of a recipe."""
-    weights = p.values.weights
+@dataclass(frozen=True)
+class _Layer:
+    """A quantized layer as it is stored."""
+
+    words: Array
+    scales: Array
+    biases: Array
+    bits: int
+    group: int
+
+    def codes(self) -> Array:
+        """O I."""
+        return unpack(self.words, self.bits)
+
+    def restored(
+        self, codes: Array, *, scales: Array | None = None, biases: Array | None = None, group: int = 0
+    ) -> Array:
+        """Weights from codes, each group of columns with a scale and a bias of its own."""
+        scales = self.scales if scales is None else scales
+        biases = self.biases if biases is None else biases
+        which = np.minimum(np.arange(codes.shape[-1]) // (group or self.group), scales.shape[-1] - 1)
+        return codes * scales[..., which] + biases[..., which]
+
+
+Way = Callable[[_Layer], Array]
+
+
+def _packed(p: Place) -> dict[str, _Layer]:
+    """The quantized layers of a recipe."""
+    weights, found = p.values.weights, {}
     for layer in p.layers():
         entry = getattr(weights, "entries", {}).get(f"{layer}.weight")
         if entry is None or entry.packing is None:
             continue
         packing = entry.packing
-        words = weights.stored(type(packing.scales)(entry.file, entry.name))
+        words = weights.stored(Stored(entry.file, entry.name))
         scales, biases = (weights.stored(place).astype(np.float64) for place in (packing.scales, packing.biases))
-        yield layer, words, scales, biases, packing.bits, packing.group_size
+        found[layer] = _Layer(words, scales, biases, packing.bits, packing.group_size)
+    return found
 
 
-def _with(p: Place, layer: str, make: Callable[[], Array]) -> Place:
-    key = f"{layer}.weight"
-    return p.changed(weight=lambda name: make() if name == key else p.weight(name))
+def _tried(p: Place, ways: Callable[[_Layer], Mapping[str, Way]]) -> Variants:
+    """Every way in which a layer can be read, in all layers of the place, and where there are several in each alone."""
+    layers = _packed(p)
+    if not layers:
+        return
+    for said, way in ways(next(iter(layers.values()))).items():
+        yield said, _read(p, layers, way)
+        for name, layer in layers.items() if len(layers) > 1 else ():
+            yield f"{said} in {name.rpartition('.')[2]} alone", _read(p, {name: layer}, way)
 
 
-def _restored(codes: Array, scales: Array, biases: Array, group: int) -> Array:
-    """Weights from codes, each group of columns with its own scale and bias."""
-    columns = codes.shape[-1]
-    which = np.minimum(np.arange(columns) // group, scales.shape[-1] - 1)
-    return codes * scales[..., which] + biases[..., which]
+def _read(p: Place, layers: Mapping[str, _Layer], way: Way) -> Place:
+    keys = {f"{name}.weight": layer for name, layer in layers.items()}
+    return p.changed(weight=lambda key: way(keys[key]) if key in keys else p.weight(key))
 
 
 @fault(
@@ -47,15 +82,10 @@ def _restored(codes: Array, scales: Array, biases: Array, group: int) -> Array:
 )  # fmt: skip
 def group_size(p: Place) -> Variants:
     """Scales and biases of the wrong columns."""
-    for layer, words, scales, biases, bits, group in _packed(p):
-        for other in _GROUPS:
-            if other != group:
-                yield (
-                    f"{other} for {group}",
-                    _with(
-                        p, layer, lambda w=words, s=scales, b=biases, n=bits, o=other: _restored(unpack(w, n), s, b, o)
-                    ),
-                )
+    yield from _tried(p, lambda layer: {
+        f"{other} for {layer.group}": lambda one, n=other: one.restored(one.codes(), group=n)
+        for other in _GROUPS if other != layer.group
+    })  # fmt: skip
 
 
 @fault(
@@ -64,15 +94,23 @@ def group_size(p: Place) -> Variants:
     seen="mflux#517",
 )  # fmt: skip
 def bits(p: Place) -> Variants:
-    """Codes cut at the wrong places; as many of them as there are columns."""
-    for layer, words, scales, biases, own, group in _packed(p):
-        columns = scales.shape[-1] * group
-        for other in _BITS:
-            if other != own:
-                yield f"{other} for {own}", _with(
-                    p, layer, lambda w=words, s=scales, b=biases, n=other, c=columns, g=group: _restored(
-                        np.resize(unpack(w, n), (*w.shape[:-1], c)) if n else w, s, b, g)
-                )  # fmt: skip
+    """Codes cut at the wrong places, as many of them as there are columns; or only the low bits of each."""
+
+    def ways(layer: _Layer) -> dict[str, Way]:
+        def cut(one: _Layer, n: int) -> Array:
+            columns = one.scales.shape[-1] * one.group
+            return one.restored(np.resize(unpack(one.words, n), (*one.words.shape[:-1], columns)))
+
+        found: dict[str, Way] = {
+            f"{n} for {layer.bits}": lambda one, n=n: cut(one, n) for n in _BITS if n != layer.bits
+        }
+        low = range(1, layer.bits)
+        return found | {
+            f"the low {n} bits of {layer.bits}": lambda one, n=n: one.restored(one.codes() & ((1 << n) - 1))
+            for n in low
+        }
+
+    yield from _tried(p, ways)
 
 
 @fault(
@@ -81,41 +119,32 @@ def bits(p: Place) -> Variants:
 )  # fmt: skip
 def packing(p: Place) -> Variants:
     """Nibbles exchanged, words turned, signed codes, scales and biases exchanged."""
-    for layer, words, scales, biases, n, group in _packed(p):
-        per_word = 32 // n
+    yield from _tried(p, _packings)
 
-        def turned(w: Array, n: int = n, per: int = per_word) -> Array:
-            codes = unpack(w, n)
-            return codes.reshape(*codes.shape[:-1], -1, per)[..., ::-1].reshape(codes.shape)
 
-        def swapped(w: Array, n: int = n) -> Array:
-            codes = unpack(w, n)
-            return codes.reshape(*codes.shape[:-1], -1, 2)[..., ::-1].reshape(codes.shape)
+def _packings(layer: _Layer) -> dict[str, Way]:
+    half, per_word = 1 << (layer.bits - 1), 32 // layer.bits
 
-        def signed(w: Array, n: int = n) -> Array:
-            codes = unpack(w, n).astype(np.float64)
-            return np.where(codes >= 1 << (n - 1), codes - (1 << n), codes)
+    def signed(codes: Array) -> Array:
+        return np.where(codes >= half, codes.astype(np.float64) - 2 * half, codes)
 
-        def centred(w: Array, n: int = n) -> Array:
-            return unpack(w, n).astype(np.float64) - (1 << (n - 1))
+    def turned(codes: Array, run: int) -> Array:
+        return codes.reshape(*codes.shape[:-1], -1, run)[..., ::-1].reshape(codes.shape)
 
-        ways: dict[str, Callable[[Array], Array]] = {
-            "signed codes": signed, "codes with their middle taken away": centred,
-            "bytes of a word turned": lambda w, n=n: unpack(w.byteswap(), n),
-        }  # fmt: skip
-        if 32 % n == 0:
-            ways |= {"highest bits first": turned, "neighbours exchanged": swapped}
-        for said, read in ways.items():
-            yield said, _with(p, layer, lambda w=words, s=scales, b=biases, g=group, r=read: _restored(r(w), s, b, g))
-        plain = {
-            "without biases": lambda w=words, s=scales, b=biases, g=group, n=n: _restored(unpack(w, n), s, b * 0, g),
-            "biases subtracted": lambda w=words, s=scales, b=biases, g=group, n=n: _restored(unpack(w, n), s, -b, g),
-            "scales and biases exchanged": lambda w=words, s=scales, b=biases, g=group, n=n: _restored(
-                unpack(w, n), b, s, g),
-            "not scaled": lambda w=words, n=n: unpack(w, n).astype(np.float64),
-        }  # fmt: skip
-        for said, make in plain.items():
-            yield said, _with(p, layer, make)
+    ways: dict[str, Way] = {
+        "signed codes": lambda one: one.restored(signed(one.codes())),
+        "signed codes that begin at zero": lambda one: one.restored(one.codes() ^ half),
+        "codes with their middle taken away": lambda one: one.restored(one.codes().astype(np.float64) - half),
+        "bytes of a word turned": lambda one: one.restored(unpack(one.words.byteswap(), one.bits)),
+        "without biases": lambda one: one.restored(one.codes(), biases=one.biases * 0),
+        "biases subtracted": lambda one: one.restored(one.codes(), biases=-one.biases),
+        "scales and biases exchanged": lambda one: one.restored(one.codes(), scales=one.biases, biases=one.scales),
+        "not scaled": lambda one: one.codes().astype(np.float64),
+    }  # fmt: skip
+    if 32 % layer.bits == 0:
+        ways["highest bits first"] = lambda one: one.restored(turned(one.codes(), per_word))
+        ways["neighbours exchanged"] = lambda one: one.restored(turned(one.codes(), 2))
+    return ways
 
 
 @fault(
@@ -132,8 +161,12 @@ def modulation_low_bits(p: Place) -> Variants:
                     for said, dtype in (("", np.float32), (", scales in bfloat16", ml_dtypes.bfloat16)):
                         yield (
                             f"{n} bits, group {group}{said}",
-                            _with(p, layer, lambda w=weight, n=n, g=group, d=dtype: quantized(w, n, g, d)),
+                            _with(p, f"{layer}.weight", partial(quantized, weight, n, group, dtype)),
                         )
+
+
+def _with(p: Place, key: str, make: Callable[[], Array]) -> Place:
+    return p.changed(weight=lambda name: make() if name == key else p.weight(name))
 
 
 def quantized(weight: Array, bits: int, group: int, dtype: type = np.float32) -> Array:
