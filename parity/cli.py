@@ -55,6 +55,7 @@ for _name in ("forward", "capture", "clean", "sensitivity"):
     _add(bench, f"bench:{_name}", _name)
 _add(bench, "bench_stream:stream", "stream")
 _add(bench, "bench_faults:faults", "faults")
+_add(bench, "bench_pictures:pictures", "pictures")
 app.command(bench)
 
 weights = App(

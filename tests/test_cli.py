@@ -24,11 +24,11 @@ WIDTH = 80
 COMMANDS = ("bench", "diagnose", "doctor", "generate", "plot", "ranges", "report", "run", "synth", "weights")
 BELOW = {
     "ranges": ("check", "record", "show"),
-    "bench": ("capture", "clean", "faults", "forward", "sensitivity", "stream"),
+    "bench": ("capture", "clean", "faults", "forward", "pictures", "sensitivity", "stream"),
     "weights": ("check", "convert", "quantize", "scan"),
 }
 # Commands of a group that have a file of their own.
-OWN_FILE = {"bench_faults", "bench_stream", "quantize", "scan"}
+OWN_FILE = {"bench_faults", "bench_pictures", "bench_stream", "quantize", "scan"}
 PATHS = [(), *((c,) for c in COMMANDS), *((c, one) for c, ones in BELOW.items() for one in ones)]
 KINDS = ("clean", "diverged", "incomplete")
 
