@@ -99,6 +99,7 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
     from parity.commands.weights_option import open_loras, open_model
     from parity.diagnosis.from_run import diagnose as from_run
     from parity.diagnosis.reopen import Reopened, case_of
+    from parity.known_bugs import matching
     from parity.ports import open_port
     from parity.report import render_report
 
@@ -112,8 +113,14 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
         model = open_model(weights or run["ports"]["weights"], folders, err, later=lambda _: True)
         loras = open_loras(run["ports"]["lora"], model, err)
         port = open_port(candidate or run["ports"]["candidate"])
-        ports = Reopened(model, open_port("reference"), port, loras, _libraries())
-        found = from_run(run, ports, catalogue(), lambda what: status.update(f"diagnosing {what}")).to_json()
+        bugs = tuple(matching(run["environment"]))
+        ports = Reopened(model, open_port("reference"), port, loras, _libraries(), bugs)
+        diagnosis = from_run(run, ports, catalogue(), lambda what: status.update(f"diagnosing {what}"))
+        if diagnosis.sources:
+            diagnosis.notes += [
+                f"known of this run's versions: {bug.line}" for bug in bugs if bug.code.startswith("backend.")
+            ]
+        found = diagnosis.to_json()
         write_json(folder / diagnosispage.FILE, found)
         render_report(run, folder / "report.html", force=True)
     return to_json(found)

@@ -17,12 +17,13 @@ from parity.diagnosis.reopen import Reopened, case_of
 from parity.diagnosis.result import Cause, Diagnosis, Unexplained
 from parity.diagnosis.search import LIMITS, Limits, Search
 from parity.diagnosis.signs import signs
-from parity.diagnosis.ways import Backend
 from parity.names import parse
 
 # Checkpoints of one kind and stream that are searched through in full; others are held against what was found there.
 SEARCHED = 2
 _SHARPEST_FIRST = ("float32", "bfloat16", "float16")
+# Unexplained checkpoints whose products are made once more by the candidate's library, some seconds each.
+REPLAYS = 2
 # Told while it goes on: what is being looked at.
 Progress = Callable[[str], None]
 
@@ -52,6 +53,8 @@ class _Log:
     unexplained: list[Unexplained] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     first: dict[str, str] | None = None
+    replays: int = 0
+    other_weights: set[tuple[str, str | None]] = field(default_factory=set)
 
     def note(self, line: str) -> None:
         """Say something once."""
@@ -125,7 +128,7 @@ def _investigate(unit: _Unit, ports: Reopened, search: Search, log: _Log, limits
         if not wrong:
             _say_not_reproduced(unit, name, log)
         for one in wrong:
-            _explain(one, stage, search, seen, log, ports.backends)
+            _explain(one, stage, search, seen, log, ports)
             if log.first is None:
                 log.first = {"case": case.name, "mode": unit.mode, "dtype": unit.dtype, "checkpoint": one.name}
         if stage.unstable:
@@ -173,7 +176,7 @@ def _explain(
     search: Search,
     seen: dict[tuple[str, str | None], int],
     log: _Log,
-    backends: Sequence[Backend],
+    ports: Reopened,
 ) -> None:
     like = _like(one.name)
     matches = search.explain(stage, one, quick=seen.get(like, 0) >= SEARCHED)
@@ -182,8 +185,11 @@ def _explain(
         log.findings.append(Finding(one.name, one.excess, tuple(matches)))
         return
     first = seen[like] <= SEARCHED
-    suspected = signs(one, stage, backends if first else ())
+    again = ports.backends if first and log.replays < REPLAYS else ()
+    log.replays += bool(again)
+    suspected = signs(one, stage if first else None, again, ports.bugs, known=like in log.other_weights)
     log.suspected += suspected
+    log.other_weights |= {like for cause in suspected if (cause.code, cause.confidence) == ("weights.random", "proven")}
     if not any(cause.confidence != "possible" for cause in suspected):
         log.unexplained.append(Unexplained(one.name, one.excess, "", fingerprint(one, stage) if first else []))
 

@@ -17,6 +17,7 @@ from parity.diagnosis.recipes import place_class
 from parity.diagnosis.ways import Backend
 from parity.diagnosis.weights import ModelWeights
 from parity.errors import ParityError, UsageError
+from parity.known_bugs import Bug
 from parity.lora import LoraFile
 from parity.model_folder import ModelFolder
 from parity.names import Graph
@@ -33,6 +34,7 @@ class Reopened:
         reference, candidate: the ports.
         loras: that both wear.
         backends: the candidate's library, to make single operations again.
+        bugs: known ones of the run's versions.
     """
 
     model: ModelFolder
@@ -40,6 +42,7 @@ class Reopened:
     candidate: Port
     loras: tuple[LoraFile, ...] = ()
     backends: tuple[Backend, ...] = ()
+    bugs: tuple[Bug, ...] = ()
 
     def stages(
         self, case: Case, dtype: str, wanted: Collection[str], *, isolated: bool = True

@@ -80,10 +80,10 @@ class Search:
     Args:
         catalogue: the faults.
         limits: see `Limits`.
-        seconds: that a search for two faults at one checkpoint may take.
+        seconds: that searches for two faults at one checkpoint may take, all together.
     """
 
-    def __init__(self, catalogue: Sequence[Fault], limits: Limits = LIMITS, seconds: float = 4.0) -> None:
+    def __init__(self, catalogue: Sequence[Fault], limits: Limits = LIMITS, seconds: float = 6.0) -> None:
         self._faults = [one for one in catalogue if one.variants is not None]
         self._limits, self._seconds = limits, seconds
         self._known: dict[tuple[str, str | None], list[tuple[Step, ...]]] = {}
@@ -130,9 +130,17 @@ class Search:
 
     def _pairs(self, stage: Stage, wrong: Local) -> list[Match]:
         """Two faults at once; those that bring the prediction nearer come first."""
-        until = time.monotonic() + self._seconds
+        started = time.monotonic()
+        try:
+            return self._two(stage, wrong, started + self._seconds)
+        finally:
+            self._seconds -= time.monotonic() - started
+
+    def _two(self, stage: Stage, wrong: Local, until: float) -> list[Match]:
         ways = []
         for step, place in self.variants(wrong.place):
+            if time.monotonic() > until:
+                return []
             prediction = predict(place)
             if prediction is not None and prediction.shape == wrong.value.shape:
                 ways.append((residual(wrong.value, prediction).rms, step, place))

@@ -25,8 +25,9 @@ _UNRELATED = 3.5
 
 
 def signs(
-    one: Local, stage: Stage | None = None, backends: Sequence[Backend] = (), bugs: Sequence[Bug] = ()
-) -> list[Cause]:
+    one: Local, stage: Stage | None = None, backends: Sequence[Backend] = (), bugs: Sequence[Bug] = (), *,
+    known: bool = False,
+) -> list[Cause]:  # fmt: skip
     """Causes that are likely or possible; none where nothing speaks for one.
 
     Args:
@@ -34,6 +35,7 @@ def signs(
         stage: of it; to run it once more.
         backends: libraries on which the products of this place are made once more.
         bugs: known ones of the candidate's library.
+        known: its like in another block was found to have other weights.
     """
     if one.expected is None or one.value.shape != one.expected.shape or not one.place.layers():
         return []
@@ -46,9 +48,9 @@ def signs(
         return [cause]
     if not _packed(one.place) and _unrelated(one):
         linear = stage is not None and other_map(one, stage)
-        cause = _cause("weights.random", "proven" if linear else "possible", one)
+        cause = _cause("weights.random", "proven" if linear else "likely" if known else "possible", one)
         said = (
-            "it is linear in its input, with another weight" if linear else "nothing to do with what these would give"
+            "it is linear in its input, with another weight" if linear else "unrelated to what its weights would give"
         )
         cause.details.append(said)
         return [cause]
