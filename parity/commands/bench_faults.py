@@ -46,7 +46,7 @@ def faults(
     with tempfile.TemporaryDirectory(prefix="parity-faults-") as folder:
         scratch = Path(folder)
         with err.status("making the models"):
-            models = Models.make(scratch, ensure, _quantize)
+            models = Models.make(scratch, ensure, quantize_4_bits)
             lab = Lab(models, scratch)
             layers = {key: lab.layers(setting) for key, setting in CASES.items()}
         chosen = listed.chosen(listed.instances(layers, seed), half=half, only=only, limit=limit)
@@ -73,10 +73,10 @@ def faults(
     return 0 if all(one.good for one in outcomes if one.visible or one.kind == "clean") else 1
 
 
-def _quantize(source: Path, target: Path) -> None:
+def quantize_4_bits(source: Path, target: Path) -> None:
     """A model at 4 bits, groups of 64."""
     from mlx_impl.quantize import pack
-    from parity import weights_convert, weights_quantize
+    from parity import weights_convert, weightsquantize_4_bits
 
-    found = weights_quantize.plan(source, target, pack, 4, 64, [], None)
+    found = weightsquantize_4_bits.plan(source, target, pack, 4, 64, [], None)
     weights_convert.write(found.conversion, target, False, lambda *_: None, lambda _: None)
