@@ -187,3 +187,20 @@ def test_mistakes_are_one_line(arguments, said, tmp_path, capsys) -> None:
     assert "error:" in err
     assert said in err or "no trace" in err
     assert "Traceback" not in err
+
+
+def test_a_reference_that_is_not_finite_itself_is_said_to_be(model, tmp_path, capsys) -> None:
+    suite = str(write_suite(tmp_path))
+    out = tmp_path / "run"
+    call(["run", suite, "--weights", str(model), "--out", str(out), "--jobs", "1"])
+    run = json.loads((out / "parity.json").read_text())
+    for row in run["cases"][0]["checkpoints"]:
+        if row["name"] == "final":
+            row["reference"]["inf"] = row["candidate"]["inf"] = 3
+    (out / "parity.json").write_text(json.dumps(run))
+
+    code, text = _diagnose(capsys, out, "--format", "json")
+
+    (cause,) = json.loads(text)["causes"]
+    assert code == 1
+    assert (cause["code"], cause["where"]) == ("reference.also_bad", ["final"])

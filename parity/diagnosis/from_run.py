@@ -10,9 +10,10 @@ from typing import Any
 from parity.components.base import Case
 from parity.diagnosis.causes import Finding, assemble
 from parity.diagnosis.evidence import Local, Stage
-from parity.diagnosis.fault import Fault
+from parity.diagnosis.fault import Fault, by_code
 from parity.diagnosis.fingerprint import fingerprint
 from parity.diagnosis.recipes import place_class
+from parity.diagnosis.reference_bad import also_bad
 from parity.diagnosis.reopen import Reopened, case_of
 from parity.diagnosis.result import Cause, Diagnosis, Unexplained
 from parity.diagnosis.search import LIMITS, Limits, Search
@@ -89,10 +90,26 @@ def diagnose(
         told(f"{unit.case.name}, {unit.dtype}")
         _investigate(unit, ports, search, log, limits)
     diagnosis = assemble(log.findings, log.unexplained, log.suspected)
+    diagnosis.causes += _reference_too(run)
     diagnosis.notes = log.notes + diagnosis.notes
     diagnosis.first = log.first or run["first_divergence"]
     diagnosis.seconds = time.monotonic() - clock
     return diagnosis
+
+
+def _reference_too(run: Mapping[str, Any]) -> list[Cause]:
+    """Where the reference in a run's dtype is as far from the truth as the port: one cause a dtype."""
+    causes: dict[str, Cause] = {}
+    for row in run["cases"]:
+        for bad in also_bad(row["checkpoints"]):
+            fault = by_code("reference.also_bad")
+            first = Cause(
+                fault.code, fault.title, fault.fix, fault.seen, "likely", [], [f"{row['dtype']}: {bad.reason}"]
+            )
+            cause = causes.setdefault(row["dtype"], first)
+            cause.where += [bad.name] if bad.name not in cause.where else []
+            cause.evidence = cause.evidence or dict(bad.evidence)
+    return list(causes.values())
 
 
 def _units(run: Mapping[str, Any]) -> Iterator[_Unit]:
