@@ -204,3 +204,26 @@ def test_a_reference_that_is_not_finite_itself_is_said_to_be(model, tmp_path, ca
     (cause,) = json.loads(text)["causes"]
     assert code == 1
     assert (cause["code"], cause["where"]) == ("reference.also_bad", ["final"])
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"images": [[1 << 20, 1 << 20]]}, "expected at most"),
+        ({"text_tokens": [10**9]}, "expected at most"),
+        ({"images": "x"}, "cannot be made again"),
+        ({"nonsense": 1}, "cannot be made again"),
+    ],
+    ids=["large pictures", "long prompts", "another type", "a strange key"],
+)
+def test_a_hostile_run_folder_is_one_line(runs, tmp_path, capsys, request_, said) -> None:
+    run = json.loads((runs["right_port"] / "parity.json").read_text())
+    for row in run["cases"]:
+        row["request"] |= request_
+    (tmp_path / "parity.json").write_text(json.dumps(run))
+
+    code = call(["diagnose", str(tmp_path)])
+
+    err = " ".join(capsys.readouterr().err.split())
+    assert code == 2
+    assert said in err

@@ -105,7 +105,7 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
 
     run = read_run(folder)
     err = Console(stderr=True, highlight=False)
-    if "ports" not in run:
+    if not isinstance(run.get("ports"), dict):
         raise UsageError(f"{folder}: written by an older version, which did not keep its ports; run it again")
     cases = [case_of(row) for row in run["cases"]]
     folders = dict.fromkeys(name for case in cases for name in case.folders)

@@ -23,6 +23,10 @@ from parity.model_folder import ModelFolder
 from parity.names import Graph
 from parity.ports import Port, Session, State
 from parity.rounding import round_state
+from parity.safetensors_header import shown
+
+# Pixels of a side, tokens, steps; pixels of an area: files are data from elsewhere, and a case is drawn as they say.
+_LARGEST, _LARGEST_AREA = 8192, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,34 @@ def case_of(row: Mapping[str, Any]) -> Case:
     """The case of an entry of ``cases`` in ``parity.json``.
 
     Raises:
-        UsageError: the run was written by a version that did not keep it.
+        UsageError: the run was written by a version that did not keep it, it is damaged, or too large.
     """
     if "request" not in row:
         raise UsageError("this run was written by an older version, which did not keep its cases: run it again")
-    fields = {key: _tuples(value) for key, value in row["request"].items()}
-    return case_class(row["component"])(**fields)
+    try:
+        case = case_class(row["component"])(**{key: _tuples(value) for key, value in row["request"].items()})
+        sizes = [value for key, value in row["request"].items() if key not in ("seed", "areas")]
+        largest = max(
+            *_numbers(sizes), *(n / _LARGEST_AREA * _LARGEST for n in _numbers(row["request"].get("areas"))), 0
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"the run's case {shown(str(row.get('name')))} cannot be made again: {shown(str(error))}"
+        ) from None
+    if largest > _LARGEST:
+        raise UsageError(
+            f"the run's case {shown(str(row.get('name')))} has a size of {largest:g}, expected at most {_LARGEST}"
+        )
+    return case
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a request; what it draws has their sizes."""
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _tuples(value: Any) -> Any:
