@@ -12,13 +12,15 @@ from itertools import permutations
 import numpy as np
 
 from parity.picturecheck.finding import Finding, rounded
-from parity.picturecheck.steps import grey, mean_steps
+from parity.picturecheck.steps import deviation, grey, is_black_and_white, mean_steps
 
 SIDES = (1, 2, 4, 8, 16)
 # Steps over borders of cells: left by the right order, and then against steps within cells.
 LEFT = 0.62
 LEFT_SHUFFLED = 0.85
 LEFT_TOGETHER = 0.85
+# Mean step over deviation of what was put together: printed dots are rougher.
+ROUGH = 0.5
 UNEVEN, EVEN = 0.8, 0.9
 LEAST_LEVELS = 40
 AS_INSIDE = 1.45
@@ -63,7 +65,7 @@ def patch_order(picture: np.ndarray) -> Finding | None:
     """The order of cells that makes the picture smooth; None where it is smooth as it is."""
     if min(picture.shape[:2]) < 64 or mean_steps(picture).mean() < LEAST_STEP / 2:
         return None
-    dots = np.unique(picture[:512, :512, 1]).size < LEAST_LEVELS  # a printed or dithered picture
+    dots = np.unique(picture[:512, :512, 1]).size < LEAST_LEVELS or is_black_and_white(picture)  # printed or dithered
     sides = SIDES[1:] if dots else SIDES
     found = [one for side in sides for one in (_quarters_order(picture, side), _scattered(picture, side)) if one]
     return min(found, key=lambda one: one.evidence["border_step_left"], default=None)
@@ -148,6 +150,8 @@ def _scattered(picture: np.ndarray, side: int) -> Finding | None:
             else (left < AS_INSIDE * inside + 1).all() and given.sum() > NOT_AS_INSIDE * inside.sum()
         )  # fmt: skip
         most = LEFT_TOGETHER if side == 1 and undo is spread else LEFT
+        if side == 1 and left.mean() > ROUGH * deviation(picture).mean():
+            continue
         if smooth and ratio < most and given.sum() > 2 * LEAST_STEP:
             figures = {"border_step": rounded(given.mean()), "border_step_left": rounded(ratio), "cell": side}
             return Finding("layout.patch_order", f"{detail} ({side} pixels a cell)", figures, recovered=recovered)

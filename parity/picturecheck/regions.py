@@ -24,6 +24,8 @@ VARIED = 9.0
 DIFFER = 0.75
 DIFFER_ON_GRID = 0.5
 NOISE_BLOCK = 16
+# Mean step of the calmest line, below which neighbours are alike by nature.
+LEAST_STEP = 0.6
 
 
 def missing(picture: np.ndarray) -> Finding | None:
@@ -92,7 +94,7 @@ def _repeated(picture: np.ndarray) -> int:
     same = (np.abs(np.diff(picture.astype(np.int16), axis=1)).max(axis=2) <= 1).all(axis=0)
     last = int(same.size if same.all() else np.argmin(same[::-1]))
     elsewhere = np.abs(np.diff(picture.astype(np.int16), axis=1)).mean(axis=(0, 2))[: same.size - last]
-    return last if elsewhere.size and elsewhere.min() > 0.3 * np.median(elsewhere) else 0
+    return last if elsewhere.size and elsewhere.min() > max(0.3 * np.median(elsewhere), LEAST_STEP) else 0
 
 
 def _along(line: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import fft
 
 from parity.picturecheck.finding import Finding, rounded
-from parity.picturecheck.steps import mean_steps
+from parity.picturecheck.steps import is_black_and_white, mean_steps
 
 Axes = tuple[int, int, int]
 
@@ -131,7 +131,7 @@ def row_stride(picture: np.ndarray) -> Finding | None:
         return None
     if not 1.5 * width < found < 4.5 * width and found != 3 * height:
         return None
-    if np.unique(picture[:512, :512, 1]).size < LEAST_LEVELS:  # dots of a printed picture line up at any slant
+    if np.unique(picture[:512, :512, 1]).size < LEAST_LEVELS or is_black_and_white(picture):
         return None
     figures = _judged(stream, 3 * width, found)
     recovered = stream[: stream.size // found * found].reshape(-1, found)

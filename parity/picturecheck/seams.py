@@ -25,6 +25,7 @@ OVER_OTHERS = 1.3
 # Of the seam's step: beside a lone line the steps are as large; levels; share of the picture's deviation.
 BESIDE = 0.7
 LEAST_LEVELS = 1.0
+LEAST_DETAIL = 0.3
 OF_CONTRAST = 0.42
 LEAST_LINES = 3
 LEAST_OF_AXIS = 0.6
@@ -44,6 +45,8 @@ def seams(picture: np.ndarray) -> Finding | None:
     if min(height, width) < 96:
         return None
     values = grey(picture).astype(np.float32) / 3
+    if min(float(np.median(np.abs(np.diff(values, axis=axis)).mean(axis=1 - axis))) for axis in (0, 1)) < LEAST_DETAIL:
+        return None
     best = _stride([_lines(values), _lines(values.T)])
     if best is None:
         return None
@@ -71,9 +74,14 @@ def _lines(values: np.ndarray) -> _Lines:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The lines of one axis at the multiples of a stride, as means: their score, that of others, steps, how many."""
+    """The lines of one axis at the multiples of a stride, as means: their score, that of others, steps, how many.
+
+    `weakest` and `strongest` are scores of a line.
+    """
 
     score: float
+    weakest: float
+    strongest: float
     others: float
     level: float
     beside: float
@@ -89,12 +97,13 @@ def _stride(axes: list[_Lines]) -> tuple[int, float, float, float] | None:
     for stride in STRIDES:
         grids = [grid for lines in axes if (grid := _grid(lines, stride)) is not None]
         count = sum(grid.count for grid in grids)
-        if count < LEAST_LINES or any(grid.score < LEAST_OF_AXIS * grid.others for grid in grids):
+        if count < LEAST_LINES or any(grid.weakest < LEAST_OF_AXIS * grid.others for grid in grids):
             continue
         score, others, level, beside = (
             sum(getattr(grid, name) * grid.count for grid in grids) / count
             for name in ("score", "others", "level", "beside")
         )
+        score = (score * count - max(grid.strongest for grid in grids)) / (count - 1)  # one edge makes no grid
         ratio = score / others if beside <= BESIDE * level else 0.0
         if best is None or ratio > best[1] * 1.05:
             best = stride, ratio, score, level
@@ -108,4 +117,13 @@ def _grid(lines: _Lines, stride: int) -> _Grid | None:
     beside = max(float(lines.level[places - 1].mean()), float(lines.level[places + 1].mean()))
     others = np.delete(lines.score, np.concatenate([places + off for off in (-1, 0, 1)]))
     usual = max(float(np.quantile(others, 0.99)), 1.0)
-    return _Grid(float(lines.score[places].mean()), usual, float(lines.level[places].mean()), beside, places.size)
+    scores = lines.score[places]
+    return _Grid(
+        float(scores.mean()),
+        float(scores.min()),
+        float(scores.max()),
+        usual,
+        float(lines.level[places].mean()),
+        beside,
+        places.size,
+    )

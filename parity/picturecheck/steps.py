@@ -52,3 +52,9 @@ def deviation(picture: np.ndarray) -> np.ndarray:
 def grey(picture: np.ndarray) -> np.ndarray:
     """Sum of the channels: H W int32."""
     return picture.sum(axis=2, dtype=np.int32)
+
+
+def is_black_and_white(picture: np.ndarray) -> bool:
+    """Nearly all values are nearly black or nearly white, as in printed dots: they line up in many ways."""
+    share = np.bincount(np.ascontiguousarray(picture[:512, :512]).reshape(-1), minlength=256)
+    return float(share[:32].sum() + share[224:].sum()) > 0.7 * share.sum()

@@ -163,6 +163,8 @@ def banding(picture: np.ndarray) -> Finding | None:
         "steps_of_one_level": rounded(by_one), "pixels_that_step": rounded(busy), "reversals": rounded(dithered),
     }  # fmt: skip
     grey_only = colours == counts[0]
+    if min(float((steps > 0).any(axis=axis).mean()) for axis in (0, 1)) < 0.6:  # straight bars, as in a chart
+        return None
     if usual < 5 or even < 0.9 or by_one < 0.35 or busy < 0.03 or dithered > MOST_REVERSALS:
         return None
     if colours < (5 if grey_only else 2 * max(counts)):
