@@ -32,7 +32,7 @@ def diagnose(
     format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",
     list: Annotated[bool, Parameter(negative=(), help="show the catalogue of faults instead")] = False,
 ) -> int:
-    """Say why a port diverges, and prove it.
+    """Say why a port diverges, or a picture is wrong, and prove it.
 
     Of a run folder, its stages are run once more, every checkpoint is held against what the
     reference makes of the candidate's own values, and the faults of the catalogue are tried

@@ -32,10 +32,12 @@ def print_diagnosis(found: Mapping[str, Any]) -> None:
         _print_lines(out, unexplained_lines(one))
     if (more := len(left) - SHOWN) > 0:
         out.print(f"and {more} more unexplained")
-    for title, lines in (("note", found["notes"]), ("would decide", found.get("would_decide") or [])):
-        for line in lines:
-            out.print()
-            out.print(Text(f"{title}: {printable(line)}"))
+    said = [f"note: {line}" for line in found["notes"]]
+    if decide := found.get("would_decide"):
+        said.append(f"would decide: {', '.join(decide)}")
+    for line in said:
+        out.print()
+        out.print(Text(printable(line)))
 
 
 def _print_lines(out: Console, lines: Iterator[tuple[str, str]]) -> None:
