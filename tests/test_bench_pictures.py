@@ -38,4 +38,4 @@ def test_real_pictures_are_broken_diagnosed_and_saved(tmp_path, capsys) -> None:
     assert seed["broken"] > 40
     assert seed["share"] > 0.8
     assert (seed["clean"], seed["flagged"]) == (2, 0)
-    assert "seed 3 (not looked at before)" in capsys.readouterr().out
+    assert "seed 3 (held out)" in capsys.readouterr().out

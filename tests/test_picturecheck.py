@@ -184,7 +184,7 @@ def test_a_faint_grid_of_clean_detail_is_no_seam():
 
 @pytest.mark.slow
 def test_most_broken_pictures_of_a_seed_are_right_and_no_clean_one_is_flagged():
-    found = score(TUNED, each=2, cleans=100)
+    found = score(TUNED[0], each=2, cleans=100)
     assert found["flagged"] == 0
     assert found["share"] >= 0.93
     assert found["broken"] == sum(sum(counts.values()) for code, counts in found["confusion"].items()) - 100
