@@ -1,4 +1,4 @@
-"""Makes the sample reports: a clean run, a port with shift and scale exchanged, 4-bit weights, pipelines.
+"""Makes the sample reports: a clean run, a port with shift and scale exchanged and why, 4-bit weights, pipelines.
 
 Run by ``make samples``. The pictures for the README need Chromium and stay as they are without it.
 """
@@ -27,7 +27,7 @@ def main() -> None:
         (broken / "layers.py").write_text(source.replace(RIGHT, WRONG))
         square = ["--case", "square", "--detail", "block", "--dtype", "float32"]
         keep("clean", [*square, "--dtype", "bfloat16"], work, expected=0)
-        keep("broken", [*square, "--candidate", "broken_port"], work, expected=1)
+        keep("broken", [*square, "--candidate", "broken_port"], work, expected=1, diagnosed=True)
         parity(["weights", "quantize", "synthetic:tiny", "tiny-4bit", "--bits", "4"], work, expected=0)
         quantized = ["--weights", "tiny-4bit", "--original", "synthetic:tiny"]
         keep("quantized", [*square, "--dtype", "bfloat16", *quantized], work, expected=0)
@@ -37,9 +37,11 @@ def main() -> None:
         picture(HERE / "broken" / "report.html", HERE / f"{name}.png", scheme)
 
 
-def keep(name: str, options: list[str], work: str, *, expected: int) -> None:
-    """Run `parity run` with these options and keep the page."""
+def keep(name: str, options: list[str], work: str, *, expected: int, diagnosed: bool = False) -> None:
+    """Run `parity run` with these options, and `parity diagnose` where there is something to explain; keep the page."""
     parity(["run", *options, "--out", name], work, expected=expected)
+    if diagnosed:
+        parity(["diagnose", name], work, expected=expected)
     (HERE / name).mkdir(exist_ok=True)
     shutil.copy(Path(work) / name / "report.html", HERE / name / "report.html")
 
