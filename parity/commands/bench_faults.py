@@ -76,7 +76,7 @@ def faults(
 def quantize_4_bits(source: Path, target: Path) -> None:
     """A model at 4 bits, groups of 64."""
     from mlx_impl.quantize import pack
-    from parity import weights_convert, weightsquantize_4_bits
+    from parity import weights_convert, weights_quantize
 
-    found = weightsquantize_4_bits.plan(source, target, pack, 4, 64, [], None)
+    found = weights_quantize.plan(source, target, pack, 4, 64, [], None)
     weights_convert.write(found.conversion, target, False, lambda *_: None, lambda _: None)
