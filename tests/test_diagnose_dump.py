@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from mini import write_checkpoint
@@ -83,3 +85,17 @@ def test_tensors_without_their_parents_say_what_would_decide(folder, model) -> N
 def test_names_that_are_no_checkpoints_are_refused(model) -> None:
     with pytest.raises(UsageError, match="no tensor of it has the name"):
         diagnose({"layers.0.out": np.zeros((1, 2), np.float32)}, model, catalogue())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(lambda x: x[0], "lack a batch dimension"), (lambda x: x[None], "have a batch dimension")]
+)
+def test_a_batch_dimension_more_or_less_is_mended_and_said(folder, model, change, said) -> None:
+    one = dataclasses.replace(CASE, text_tokens=(5,))
+    stage = stage_of(folder, BLOCK, {f"{BLOCK}.img.modulated": _swap}, case=one)
+    names = [f"{BLOCK}.img.{kind}" for kind in ("normed", "mod", "modulated")]
+
+    found = diagnose({name: change(stage.values.captured[name]) for name in names}, model, catalogue())
+
+    assert [cause.code for cause in found.causes] == ["modulation.order"]
+    assert any(said in note for note in found.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,10 @@ def diagnose(
         str | None, Parameter(help="the run's weights, where they lie elsewhere now; of a dump, those the port had")
     ] = None,
     candidate: Annotated[str | None, Parameter(help="the run's port, where it has another name now")] = None,
+    python: Annotated[
+        tuple[Path, ...],
+        Parameter(negative=(), help="an interpreter with another version of MLX, to make products with; repeatable"),
+    ] = (),
     out: Annotated[Path | None, Parameter(help="folder for pictures of what was found")] = None,
     format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",
     list: Annotated[bool, Parameter(negative=(), help="show the catalogue of faults instead")] = False,
@@ -51,23 +56,24 @@ def diagnose(
         raise UsageError("nothing to diagnose: name a run folder, a trace, a log or a picture, or give --list")
     if not subject.exists():
         raise UsageError(f"{subject}: there is no such file or folder")
-    found = _examine(subject, reference, weights, candidate, out)
+    found = _examine(subject, reference, weights, candidate, python, out)
     _print(found, format)
     wrong = found["causes"] or found["unexplained"] or found["sources"]
     return EXIT_DIVERGENCE if wrong else EXIT_PARITY
 
 
 def _examine(
-    subject: Path, reference: Path | None, weights: str | None, candidate: str | None, out: Path | None
-) -> dict[str, Any]:
+    subject: Path, reference: Path | None, weights: str | None, candidate: str | None, python: Sequence[Path],
+    out: Path | None,
+) -> dict[str, Any]:  # fmt: skip
     if subject.is_file() and subject.suffix.lower() in PICTURES:
         from parity.picturecheck import examine
 
         return examine(subject, reference, out)
     if subject.is_dir() and (subject / "parity.json").is_file():
-        return _run(subject, weights, candidate)
+        return _run(subject, weights, candidate, python)
     if subject.name == "parity.json":
-        return _run(subject.parent, weights, candidate)
+        return _run(subject.parent, weights, candidate, python)
     if subject.is_file() and subject.suffix.lower() in LOGS:
         from parity.diagnosis.from_log import from_log
 
@@ -95,7 +101,7 @@ def _dump(file: Path, weights: str) -> dict[str, Any]:
         return to_json(from_dump(dump, model, catalogue(), lambda what: status.update(f"diagnosing {what}")).to_json())
 
 
-def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, Any]:
+def _run(folder: Path, weights: str | None, candidate: str | None, python: Sequence[Path]) -> dict[str, Any]:
     from parity.commands.weights_option import open_loras, open_model
     from parity.diagnosis.from_run import diagnose as from_run
     from parity.diagnosis.reopen import Reopened, case_of
@@ -114,7 +120,7 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
         loras = open_loras(run["ports"]["lora"], model, err)
         port = open_port(candidate or run["ports"]["candidate"])
         bugs = tuple(matching(run["environment"]))
-        ports = Reopened(model, open_port("reference"), port, loras, _libraries(), bugs)
+        ports = Reopened(model, open_port("reference"), port, loras, _libraries(python), bugs)
         diagnosis = from_run(run, ports, catalogue(), lambda what: status.update(f"diagnosing {what}"))
         if diagnosis.sources:
             diagnosis.notes += [
@@ -126,13 +132,16 @@ def _run(folder: Path, weights: str | None, candidate: str | None) -> dict[str, 
     return to_json(found)
 
 
-def _libraries() -> tuple[Any, ...]:
-    """What makes single operations of the candidate's library again, where that is installed."""
+def _libraries(python: Sequence[Path]) -> tuple[Any, ...]:
+    """What makes single operations of the candidate's library again, where that is installed, here and elsewhere."""
+    from parity.diagnosis.elsewhere import Elsewhere
+
+    elsewhere = tuple(Elsewhere(one) for one in python)
     try:
         from mlx_impl.replay import MlxReplay
     except ModuleNotFoundError:
-        return ()
-    return (MlxReplay(),)
+        return elsewhere
+    return (MlxReplay(), *elsewhere)
 
 
 def _print(found: dict[str, Any], format: str) -> None:

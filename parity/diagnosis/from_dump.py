@@ -24,14 +24,22 @@ from parity.diagnosis.place import Values
 from parity.diagnosis.recipes.transformer import TransformerPlace
 from parity.diagnosis.result import Diagnosis, Unexplained
 from parity.diagnosis.search import LIMITS, Limits, Search
+from parity.diagnosis.tracefile import fit_shapes
 from parity.diagnosis.weights import ModelWeights
 from parity.errors import UsageError
 from parity.model_folder import ModelFolder
-from parity.names import Graph, qwen_image_transformer
+from parity.names import Graph, parse, qwen_image_transformer
 
 # Inputs of the model that a dump may have beside checkpoints.
 INPUTS = ("latents", "prompt_embeds", "prompt_mask", "timestep", "img_shapes", "additional_t_cond")
 _SEARCHED = 2
+# Axes of what a dump holds; of tables and shapes nothing is assumed.
+_AXES = dict.fromkeys(
+    ("img_in", "txt_norm", "txt_in", "normed", "modulated", "attn", "mid", "normed2", "modulated2", "ffn", "out",
+     "norm_out", "final", "latents", "prompt_embeds"), 3,
+) | dict.fromkeys(("q", "k", "v"), 4) | dict.fromkeys(
+    ("time.proj", "time.linear_1", "time.silu", "temb", "mod", "norm_out.mod", "prompt_mask"), 2,
+)  # fmt: skip
 
 
 def diagnose(
@@ -53,6 +61,7 @@ def diagnose(
     clock = time.monotonic()
     config = model.configs["transformer"]
     graph = qwen_image_transformer(config["num_layers"])
+    dump, reshaped = fit_shapes(dump, {name: _batched(name, array) for name, array in dump.items()})
     dtype = _dtype(dump)
     weights = ModelWeights(model.checkpoints["transformer"], dtype)
     search, findings, left = Search(catalogue, limits), [], []
@@ -85,11 +94,21 @@ def diagnose(
         f"{len(judged)} of {len(dump)} tensors were judged from their own parents; the floor is what one unit in the "
         "last place of these changes"
     )
+    diagnosis.notes += reshaped
     if undecided:
         diagnosis.would_decide = _parents(undecided, dump, graph)
         diagnosis.notes.append(f"{len(undecided)} tensors lack the parents they are made of: {undecided[0]}")
     diagnosis.seconds = time.monotonic() - clock
     return diagnosis
+
+
+def _batched(name: str, array: np.ndarray) -> tuple[int, ...]:
+    """The shape of an array with one batch dimension, where ports leave it out or put two."""
+    kind = parse(name).kind
+    wanted = _AXES.get(kind, _AXES.get(name, array.ndim))
+    if array.ndim == wanted - 1:
+        return (1, *array.shape)
+    return array.shape[1:] if array.ndim == wanted + 1 and array.shape[0] == 1 else array.shape
 
 
 def _dtype(dump: Mapping[str, np.ndarray]) -> str:

@@ -13,6 +13,7 @@ from parity.diagnosis.fault import by_code
 from parity.diagnosis.othermap import other_map
 from parity.diagnosis.place import Array, Place, widened
 from parity.diagnosis.result import Cause
+from parity.diagnosis.sweep import boundaries
 from parity.diagnosis.ways import Backend
 from parity.known_bugs import Bug
 
@@ -98,7 +99,7 @@ def _unrelated(one: Local) -> bool:
     Both are of many channels; rows are much alike, so that they do not count as so many more numbers.
     """
     bias = one.place.bias(one.place.layers()[-1])
-    channels = int(np.prod(one.value.shape[1:])) if one.value.ndim == 2 else one.value.shape[-1]
+    channels = int(np.prod(one.value.shape[min(2, one.value.ndim - 1) :]))  # of all heads
     flat = [widened(x).reshape(-1, channels) for x in (one.value, one.expected)]
     if not np.isfinite(flat[0]).all() or channels < _CHANNELS:
         return False
@@ -124,8 +125,16 @@ def _replayed(one: Local, backends: Sequence[Backend], bugs: Sequence[Bug]) -> l
             cause = _cause(finding.code, finding.confidence, one)
             cause.details.append(finding.sentence)
             cause.evidence |= dict(finding.evidence)
+            if finding.code == "backend.kernel":
+                cause.details += _boundaries(arrays, backends[0], dtype)
             found.append(cause)
     return found
+
+
+def _boundaries(arrays: dict[str, Array], backend: Backend, dtype: str) -> list[str]:
+    """From which size on a broken product is right or wrong, in sentences."""
+    found = boundaries("linear", arrays, backend, device=backend.devices()[0], dtype=dtype)
+    return [one.sentence for one in found]
 
 
 def _products(place: Place) -> list[tuple[str, Array]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from parity.faultbench.injection import Injection, put, swap
 
-PROMPTS, TEXT, MROPE, PORT = "prompts.py", "text_encoder.py", "mrope.py", "text_port.py"
-SCHEDULER, VAE, VAE_LAYERS = "scheduler.py", "vae.py", "vae_layers.py"
-DENOISING, DECODING, ENCODING = "pipelines/denoising.py", "pipelines/decoding.py", "pipelines/encoding.py"
+PROMPTS, TEXT, MROPE = "prompts.py", "text_encoder.py", "mrope.py"
+SCHEDULER, VAE = "scheduler.py", "vae.py"
+DENOISING, DECODING = "pipelines/denoising.py", "pipelines/decoding.py"
 LATENTS = "pipelines/latents.py"
 
 _WRAP = "return ‹_TEMPLATE.format(system=self.system, user=shown + prompt)›"
