@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from parity import layer_classes
@@ -18,13 +17,9 @@ from parity.checkpoint import Values, count_non_finite
 from parity.errors import MissingPackageError, UsageError
 from parity.layouts.lora import Adapter, Binding, LoraError, bind_file, nearest_line
 from parity.safetensors_header import Tensor, and_more, shown
+from parity.tensors import NUMPY
 from parity.transformer_shape import expected_tensors
 
-_NUMPY = {
-    "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "I64": np.int64,
-    "U64": np.uint64, "I32": np.int32, "U32": np.uint32, "I16": np.int16, "U16": np.uint16, "I8": np.int8,
-    "U8": np.uint8,
-}  # fmt: skip
 _SHOWN = 3
 
 
@@ -181,7 +176,7 @@ def _check_finite(path: Path, binding: Binding) -> tuple[str, ...]:
 
 def _number(file: Any, tensor: Tensor) -> float:
     file.seek(tensor.start)
-    return float(np.frombuffer(file.read(tensor.stop - tensor.start), _NUMPY[tensor.dtype]).reshape(-1)[0])
+    return float(np.frombuffer(file.read(tensor.stop - tensor.start), NUMPY[tensor.dtype]).reshape(-1)[0])
 
 
 def _join(numbers: Sequence[float]) -> str:

@@ -35,7 +35,7 @@ _COLUMNS = {
     "histogram": pa.list_(pa.int64()),
     "chunks": pa.list_(pa.list_(pa.float64())),
 }
-_SCHEMA = pa.schema(
+COLUMNS = pa.schema(
     [pa.field("name", pa.string())]
     + [pa.field(one.name, _COLUMNS.get(one.name, pa.float64())) for one in fields(ArrayStats)]
 )
@@ -52,7 +52,7 @@ def write(folder: Path, stats: Mapping[str, Mapping[str, Any]], about: Mapping[s
     rows = [{"name": name, **figures} for name, figures in stats.items()]
     with room_for(folder / "stats.parquet"):
         folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / "stats.parquet", compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), folder / "stats.parquet", compression="zstd")
     write_json(folder / "manifest.json", {"schema": SCHEMA, **about, "order": list(stats)})
 
 

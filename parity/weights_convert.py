@@ -18,7 +18,7 @@ import numpy as np
 
 from parity import checkpoint as checkpoints
 from parity.checkpoint import SYNTHETIC_FILE, SYNTHETIC_KEY, Checkpoint
-from parity.dequantize import NUMPY, dequantized_rows
+from parity.dequantize import dequantized_rows
 from parity.disk import room_for
 from parity.errors import UsageError, WeightsError
 from parity.layouts import Entry, Place, rules
@@ -27,6 +27,7 @@ from parity.layouts.infer import infer_transformer
 from parity.safetensors_header import Tensor
 from parity.safetensors_writer import OutTensor, file_pieces, split, write_file
 from parity.staging import check_room, staged
+from parity.tensors import NUMPY, mapped
 from parity.transformer_shape import CLASS_NAME
 
 # The release of mflux whose files have this form; its loader wants the key, whatever it says.
@@ -351,12 +352,7 @@ class _Source:
         return (stored if axes is None else stored.transpose(axes)).reshape(self.entry.true_shape)
 
     def _array(self, place: Place) -> np.ndarray:
-        tensor = self.tensors[place.file][place.name]
-        dtype = np.dtype("<u4") if tensor.dtype == "U32" else NUMPY[tensor.dtype]
-        if not tensor.stop - tensor.start:
-            return np.empty(tensor.shape, dtype)
-        raw = np.memmap(self.folder / place.file, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
-        return raw.view(dtype).reshape(tensor.shape)
+        return mapped(self.folder / place.file, self.tensors[place.file][place.name])
 
 
 def to_layout(array: np.ndarray, canonical: str, to: str, component: str) -> np.ndarray:

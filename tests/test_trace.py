@@ -104,4 +104,4 @@ def test_a_trace_of_nothing(tmp_path):
 
 def test_every_statistic_has_a_column(stats):
     fields = {field for row in stats.values() for field in row}
-    assert fields == set(trace._SCHEMA.names) - {"name"}
+    assert fields == set(trace.COLUMNS.names) - {"name"}

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from parity.diagnosis.arithmetic import NARROW, rounded
 from parity.diagnosis.evidence import Local, Stage
 from parity.diagnosis.measure import excess, residual
 from parity.diagnosis.place import Array, widened
@@ -75,7 +75,7 @@ def _relations(c: Array, r: Array, stage: Stage, one: Local) -> Iterator[Relatio
     yield from _affine(c, r)
     yield from _rearranged(c, r)
     yield from _moved(c, r)
-    yield from _rounded(r)
+    yield from ((f"rounded to {dtype}", rounded(r, dtype)) for dtype in NARROW)
     top, bottom = float(c.max()), float(c.min())
     yield f"clamped to {bottom:.4g} … {top:.4g}", np.clip(r, bottom, top)
     for name in stage.values.graph.names_of(stage.values.stage):
@@ -162,11 +162,6 @@ def _moved(c: Array, r: Array) -> Iterator[Relation]:
         if abs(by) < n:
             yield f"rows rolled by {by}", np.roll(r, by, axis)
     yield "negated", -r
-
-
-def _rounded(r: Array) -> Iterator[Relation]:
-    for name, dtype in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
-        yield f"rounded to {name}", r.astype(dtype).astype(np.float64)
 
 
 def _where(c: Array, one: Local) -> Iterator[str]:

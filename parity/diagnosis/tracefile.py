@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,18 +24,13 @@ from parity.names import BLOCK_KINDS, GUIDE_KINDS
 from parity.names import parse as parts_of
 from parity.safetensors_header import and_more, json_file, read_header, shown
 from parity.stats import describe
+from parity.tensors import NUMPY, mapped
 
 # Values are those of one column: chunks have twelve a row.
 ROWS, VALUES, STATS_BYTES, UNITS = 200_000, 4_000_000, 256 << 20, 1000
 # The footer of a Parquet file names each column a few times.
 _FOOTER = {"thrift_string_size_limit": 1 << 20, "thrift_container_size_limit": 1 << 20}
-_NUMPY: dict[str, Any] = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-    "U64": np.uint64, "I32": np.int32, "U32": np.uint32, "I16": np.int16, "U16": np.uint16, "I8": np.int8,
-    "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
-
-_READ = [name for name in trace._SCHEMA.names if name != "histogram"]
+_READ = [name for name in trace.COLUMNS.names if name != "histogram"]
 
 Stats = Mapping[str, Any]
 
@@ -148,7 +142,7 @@ def _parquet_problem(file: pq.ParquetFile) -> str:
             if column.num_values > VALUES and not column.path_in_schema.startswith("histogram"):
                 return f"{column.num_values} values in {shown(column.path_in_schema)}, against a limit of {VALUES}"
     types = {one.name: one.type for one in file.schema_arrow}
-    for one in trace._SCHEMA:
+    for one in trace.SCHEMA:
         if types.get(one.name) != one.type:
             return f"column {one.name} is {shown(str(types.get(one.name, 'missing')))}, expected {one.type}"
     return ""
@@ -179,7 +173,7 @@ def read_dump(path: Path, known: Collection[str] = ()) -> dict[str, np.ndarray]:
         shard = read_header(path)
     except WeightsError as error:
         raise UsageError(str(error), error.details) from None
-    foreign = [name for name, tensor in shard.tensors.items() if tensor.dtype not in _NUMPY]
+    foreign = [name for name, tensor in shard.tensors.items() if tensor.dtype not in NUMPY]
     if foreign:
         dtype = shard.tensors[foreign[0]].dtype
         raise UsageError(f"{label}: {shown(foreign[0])} is {dtype}; write it as F32, F16 or BF16{and_more(foreign)}")
@@ -192,8 +186,7 @@ def read_dump(path: Path, known: Collection[str] = ()) -> dict[str, np.ndarray]:
         count = math.prod(tensor.shape)
         if count == 0:
             raise UsageError(f"{label}: {shown(name)} of shape {list(tensor.shape)} is empty")
-        raw = np.memmap(path, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
-        found[name] = raw.view(_NUMPY[tensor.dtype]).reshape(tensor.shape)
+        found[name] = mapped(path, tensor)
     return found
 
 

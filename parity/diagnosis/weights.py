@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from parity.checkpoint import Checkpoint
@@ -15,13 +14,10 @@ from parity.dequantize import dequantize
 from parity.layouts import Entry
 from parity.layouts.entries import Place as Stored
 from parity.lora import LoraFile
+from parity.tensors import mapped
 
 # float64 copies that are kept: recipes and their variants ask for the same few tensors again and again.
 _CACHE_BYTES = 1 << 29
-_NUMPY = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "U32": np.dtype(np.uint32),
-    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,10 +83,7 @@ class ModelWeights:
 
     def stored(self, place: Stored) -> np.ndarray:
         """An array as it lies in its file."""
-        tensor = self._tensors[place.name]
-        path = self._located.folder / place.file
-        raw = np.memmap(path, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
-        return np.frombuffer(raw, _NUMPY[tensor.dtype]).reshape(tensor.shape)
+        return mapped(self._located.folder / place.file, self._tensors[place.name])
 
     def lora(self, layer: str) -> list[LowRank]:
         """The LoRAs on a layer, float64, factors rounded as the run's dtype holds them."""
@@ -100,9 +93,7 @@ class ModelWeights:
         pair, header = file.binding.pairs[layer], file.binding.header
 
         def read(key: str, hold: bool = True) -> np.ndarray:
-            tensor = header.tensors[key]
-            raw = np.memmap(file.adapter.path, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
-            array = np.frombuffer(raw, _NUMPY[tensor.dtype]).reshape(tensor.shape)
+            array = mapped(file.adapter.path, header.tensors[key])
             array = array.astype(self._hold) if hold and self._hold is not None else array
             return array.astype(np.float64)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import ml_dtypes
-import numpy as np
-
+from parity.diagnosis.arithmetic import NARROW, rounded
 from parity.diagnosis.fault import fault
 from parity.diagnosis.place import Array, Place, Variants
 from parity.diagnosis.weights import LowRank
@@ -60,14 +58,14 @@ def lost_in_precision(p: Place) -> Variants:
     """Added to the weight, and the sum rounded."""
     if not _worn(p):
         return
-    for said, dtype in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
+    for dtype in NARROW:
 
-        def fused(key: str, dtype: type = dtype) -> Array:
+        def fused(key: str, dtype: str = dtype) -> Array:
             weight = p.weight(key)
             layer = key.removesuffix(".weight")
             if key == layer or layer not in p.layers():
                 return weight
             delta = sum(one.scale * (one.up @ one.down) for one in p.low_rank(layer))
-            return (weight + delta).astype(dtype).astype(np.float64)
+            return rounded(weight + delta, dtype)
 
-        yield f"the fused weight is rounded to {said}", p.changed(weight=fused, low_rank=lambda _: [])
+        yield f"the fused weight is rounded to {dtype}", p.changed(weight=fused, low_rank=lambda _: [])

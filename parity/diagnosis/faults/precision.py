@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-import ml_dtypes
-import numpy as np
-
+from parity.diagnosis.arithmetic import rounded
 from parity.diagnosis.fault import fault
 from parity.diagnosis.place import Array, Place, Variants
-
-_TF32_BITS = 13  # of float32's mantissa that TF32 has not
-
-
-def tf32(x: Array, *, truncate: bool = False) -> Array:
-    """Values with ten bits of mantissa, as tensor cores take them."""
-    bits = x.astype(np.float32).view(np.uint32)
-    if not truncate:
-        bits = bits + np.uint32((1 << (_TF32_BITS - 1)) - 1) + ((bits >> np.uint32(_TF32_BITS)) & np.uint32(1))
-    return (bits & ~np.uint32((1 << _TF32_BITS) - 1)).view(np.float32).astype(np.float64)
-
-
-def _rounded(dtype: type) -> Callable[[Array], Array]:
-    return lambda x: x.astype(dtype).astype(np.float64)
-
+from parity.diagnosis.referee import shorter
 
 _MANTISSAS: dict[str, Callable[[Array], Array]] = {
-    "TF32": tf32,
-    "TF32, cut off": lambda x: tf32(x, truncate=True),
-    "bfloat16": _rounded(ml_dtypes.bfloat16),
-    "float16": _rounded(np.float16),
+    # bits behind the point that tensor cores take of a factor
+    "TF32": shorter(10, truncate=False),
+    "TF32, cut off": shorter(10, truncate=True),
+    "bfloat16": partial(rounded, dtype="bfloat16"),
+    "float16": partial(rounded, dtype="float16"),
 }
 
 

@@ -10,6 +10,7 @@ that are float64 themselves (the truth's) are not rounded.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -32,17 +33,17 @@ class LevelsPlace(Place):
     """A checkpoint of a component with noise levels. A subclass says how many steps and tokens there are."""
 
     @property
+    @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """The scheduler's config."""
-        raise NotImplementedError
 
     def steps(self) -> int:
         """n."""
         return int(self.fed("steps").item())
 
+    @abstractmethod
     def tokens(self) -> int:
         """L."""
-        raise NotImplementedError
 
     def begin(self) -> int:
         """The first step that is done."""
