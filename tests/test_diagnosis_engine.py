@@ -11,7 +11,7 @@ from parity.diagnosis.causes import Finding, assemble
 from parity.diagnosis.evidence import RIGHT, Stage
 from parity.diagnosis.fault import Fault
 from parity.diagnosis.fingerprint import fingerprint
-from parity.diagnosis.from_run import wrong_of
+from parity.diagnosis.inquiry import wrong_of
 from parity.diagnosis.result import Unexplained
 from parity.diagnosis.search import Search, put_in
 
@@ -59,7 +59,7 @@ def test_nothing_is_wrong_with_the_reference_itself(folder, name, dtype) -> None
     assert not stage.unstable
     assert len(stage.local()) == len(stage.values.graph.names_of(name))
     assert max(one.excess for one in stage.local()) <= RIGHT
-    assert wrong_of(stage) == []
+    assert wrong_of(stage, stage.local()) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -68,14 +68,14 @@ def test_every_wrong_checkpoint_is_seen_and_no_other(folder, dtype) -> None:
     stage = stage_of(folder, BLOCK, changes, dtype=dtype)
 
     # What is computed from them is right by itself, as their values are; the real parents' children are not.
-    wrong = {one.name for one in wrong_of(stage)}
+    wrong = {one.name for one in wrong_of(stage, stage.local())}
     children = {f"{BLOCK}.img.{kind}" for kind in "qkv"} | {f"{BLOCK}.txt.out"}
     assert wrong == {MODULATED, f"{BLOCK}.txt.ffn"} | children
 
 
 def test_the_fault_that_predicts_the_value_is_found_and_proven(folder) -> None:
     stage = stage_of(folder, BLOCK, {MODULATED: _as(SWAPPED)})
-    wrong = next(one for one in wrong_of(stage) if one.name == MODULATED)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == MODULATED)
 
     matches = Search([NO_ONE, SWAPPED, NEGATED]).explain(stage, wrong)
 
@@ -87,7 +87,7 @@ def test_the_fault_that_predicts_the_value_is_found_and_proven(folder) -> None:
 def test_two_faults_at_one_checkpoint_are_found_on_top_of_one_another(folder) -> None:
     both = _fault("both", lambda p: ((d, q) for _, first in _swapped(p) for d, q in _negated(first)))
     stage = stage_of(folder, BLOCK, {MODULATED: _as(both)})
-    wrong = next(one for one in wrong_of(stage) if one.name == MODULATED)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == MODULATED)
 
     (match,) = Search([NO_ONE, SWAPPED, NEGATED]).explain(stage, wrong)
 
@@ -99,7 +99,7 @@ def test_what_no_fault_makes_is_not_given_the_nearest_name(folder) -> None:
     # Almost the swapped one.
     nearly = lambda values: _as(SWAPPED)(values) * (1 + 1e-3)  # noqa: E731
     stage = stage_of(folder, BLOCK, {MODULATED: nearly})
-    wrong = next(one for one in wrong_of(stage) if one.name == MODULATED)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == MODULATED)
 
     assert Search([NO_ONE, SWAPPED, NEGATED]).explain(stage, wrong) == []
 
@@ -107,7 +107,7 @@ def test_what_no_fault_makes_is_not_given_the_nearest_name(folder) -> None:
 def test_equal_predictions_are_a_tie_and_not_proven(folder) -> None:
     twin = _fault("m.twin", _swapped)
     stage = stage_of(folder, BLOCK, {MODULATED: _as(SWAPPED)})
-    wrong = next(one for one in wrong_of(stage) if one.name == MODULATED)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == MODULATED)
     matches = Search([SWAPPED, twin]).explain(stage, wrong)
 
     diagnosis = assemble([Finding(MODULATED, wrong.excess, tuple(matches))], [])
@@ -124,7 +124,7 @@ def test_a_tie_is_settled_by_another_block(folder) -> None:
         place = f"{name}.img.modulated"
         change = {place: lambda values, place=place: next(_swapped(values.place(place)))[1].recipe()}
         stage = stage_of(folder, name, change)
-        wrong = next(one for one in wrong_of(stage) if one.name == place)
+        wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == place)
         findings.append(Finding(place, wrong.excess, tuple(Search([twin, SWAPPED]).explain(stage, wrong))))
 
     (cause,) = assemble(findings, []).causes
@@ -175,7 +175,7 @@ def test_a_reference_that_computes_otherwise_is_noted_and_proves_nothing(folder)
 )  # fmt: skip
 def test_fingerprints_name_what_relates_the_two(folder, change, expected) -> None:
     stage = stage_of(folder, BLOCK, {MODULATED: lambda values: change(values[MODULATED])})
-    wrong = next(one for one in wrong_of(stage) if one.name == MODULATED)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == MODULATED)
 
     marks = fingerprint(wrong, stage)
 
@@ -184,7 +184,7 @@ def test_fingerprints_name_what_relates_the_two(folder, change, expected) -> Non
 
 def test_a_fingerprint_says_what_it_leaves(folder) -> None:
     stage = stage_of(folder, BLOCK, {MODULATED: lambda values: values[MODULATED] * 1.5})
-    wrong = next(one for one in wrong_of(stage) if one.name == MODULATED)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == MODULATED)
 
     first = fingerprint(wrong, stage)[0]
 

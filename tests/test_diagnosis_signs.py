@@ -10,7 +10,7 @@ from stages import stage_of
 
 from mlx_impl.replay import MlxReplay
 from parity.components.transformer import TransformerCase
-from parity.diagnosis.from_run import wrong_of
+from parity.diagnosis.inquiry import wrong_of
 from parity.diagnosis.othermap import other_map
 from parity.diagnosis.signs import signs
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def _wrong(folder, change):
     stage = stage_of(folder, "block.00", {NAME: lambda values: change(values[NAME], values)}, case=CASE)
-    return stage, next(one for one in wrong_of(stage) if one.name == NAME)
+    return stage, next(one for one in wrong_of(stage, stage.local()) if one.name == NAME)
 
 
 class Broken(MlxReplay):

@@ -11,7 +11,7 @@ from stages import stage_of
 from parity import checkpoint
 from parity.diagnosis.fault import by_code, catalogue
 from parity.diagnosis.faults.quant import quantized
-from parity.diagnosis.from_run import wrong_of
+from parity.diagnosis.inquiry import wrong_of
 from parity.diagnosis.search import Search
 from parity.diagnosis.weights import ModelWeights
 
@@ -65,7 +65,7 @@ def test_a_fault_of_weights_is_found_as_what_it_is(folder, code, detail, weights
     name = f"{BLOCK}.img.v"
     changes = {key.replace(".", "__"): value for key, value in weights(folder).items()}
     stage = stage_of(folder, BLOCK, {name: _with(name, **changes)}, dtype=dtype)
-    wrong = next(one for one in wrong_of(stage) if one.name == name)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == name)
 
     matches = Search(catalogue()).explain(stage, wrong)
 
@@ -81,7 +81,7 @@ def test_weights_that_are_no_mix_up_are_told_by_the_map_that_fits_them(folder) -
     name = "img_in"
     noise = {"img_in__weight": lambda w: draw.standard_normal(w.shape)}
     stage = stage_of(folder, "embed", {name: _with(name, **noise)})
-    wrong = next(one for one in wrong_of(stage) if one.name == name)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == name)
 
     matches = Search(catalogue()).explain(stage, wrong)
 
@@ -90,7 +90,7 @@ def test_weights_that_are_no_mix_up_are_told_by_the_map_that_fits_them(folder) -
 
 def test_what_is_not_linear_is_not_called_other_weights(folder) -> None:
     stage = stage_of(folder, "embed", {"img_in": lambda values: np.tanh(values["img_in"])})
-    wrong = next(one for one in wrong_of(stage) if one.name == "img_in")
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == "img_in")
 
     assert Search(catalogue()).explain(stage, wrong) == []
 
@@ -110,7 +110,7 @@ def test_quantized_is_what_mlx_leaves_of_a_weight(bits, group) -> None:
 def test_low_bits_of_the_modulation_are_told_with_their_width(folder) -> None:
     name, key = f"{BLOCK}.img.mod", "transformer_blocks__0__img_mod__1__weight"
     stage = stage_of(folder, BLOCK, {name: _with(name, **{key: lambda w: quantized(w, 4, 64)})})
-    wrong = next(one for one in wrong_of(stage) if one.name == name)
+    wrong = next(one for one in wrong_of(stage, stage.local()) if one.name == name)
 
     matches = Search(catalogue()).explain(stage, wrong)
 

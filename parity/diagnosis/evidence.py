@@ -45,6 +45,7 @@ class Stage:
     isolated: bool = True
     again: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
     unstable: set[str] = field(default_factory=set)
+    _locals: dict[frozenset[str], list[Local]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def jittered(self) -> Values:
@@ -58,9 +59,13 @@ class Stage:
         return moved
 
     def local(self) -> list[Local]:
-        """Every captured checkpoint of the stage, in the graph's order."""
-        with np.errstate(all="ignore"):
-            return [self._local(name) for name in self.values.graph.names_of(self.values.stage) if name in self.values]
+        """Every captured checkpoint of the stage, in the graph's order; kept while `unstable` stays the same."""
+        key = frozenset(self.unstable)
+        if key not in self._locals:
+            names = self.values.graph.names_of(self.values.stage)
+            with np.errstate(all="ignore"):
+                self._locals = {key: [self._local(name) for name in names if name in self.values]}
+        return self._locals[key]
 
     def _local(self, name: str) -> Local:
         place = self.values.place(name)

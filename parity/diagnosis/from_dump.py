@@ -16,14 +16,13 @@ import ml_dtypes
 import numpy as np
 
 from parity.components.base import DTYPES
-from parity.diagnosis.causes import Finding, assemble
 from parity.diagnosis.evidence import Stage, predict
 from parity.diagnosis.fault import Fault
-from parity.diagnosis.fingerprint import fingerprint
+from parity.diagnosis.inquiry import Inquiry
 from parity.diagnosis.place import Values
 from parity.diagnosis.recipes.transformer import TransformerPlace
-from parity.diagnosis.result import Diagnosis, Unexplained
-from parity.diagnosis.search import LIMITS, Limits, Search
+from parity.diagnosis.result import Diagnosis
+from parity.diagnosis.search import LIMITS, Limits
 from parity.diagnosis.tracefile import fit_shapes
 from parity.diagnosis.weights import ModelWeights
 from parity.errors import UsageError
@@ -32,7 +31,6 @@ from parity.names import Graph, parse, qwen_image_transformer
 
 # Inputs of the model that a dump may have beside checkpoints.
 INPUTS = ("latents", "prompt_embeds", "prompt_mask", "timestep", "img_shapes", "additional_t_cond")
-_SEARCHED = 2
 # Axes of what a dump holds; of tables and shapes nothing is assumed.
 _AXES = dict.fromkeys(
     ("img_in", "txt_norm", "txt_in", "normed", "modulated", "attn", "mid", "normed2", "modulated2", "ffn", "out",
@@ -64,10 +62,9 @@ def diagnose(
     dump, reshaped = fit_shapes(dump, {name: _batched(name, array) for name, array in dump.items()})
     dtype = _dtype(dump)
     weights = ModelWeights(model.checkpoints["transformer"], dtype)
-    search, findings, left = Search(catalogue, limits), [], []
+    inquiry = Inquiry(catalogue, limits)
     judged: list[str] = []
     undecided: list[str] = []
-    seen: Counter[tuple[str, str | None]] = Counter()
     for name in graph.stages:
         stage = _stage(dump, graph, name, weights, config, dtype)
         if stage is None:
@@ -75,18 +72,10 @@ def diagnose(
         told(name)
         for one in stage.local():
             (undecided if one.judged_by == "nothing" else judged).append(one.name)
-            if one.judged_by == "nothing" or one.excess <= limits.wrong:
-                continue
-            like = (one.place.kind, one.place.stream)
-            if matches := search.explain(stage, one, quick=seen[like] >= _SEARCHED):
-                findings.append(Finding(one.name, one.excess, tuple(matches)))
-            else:
-                marks = fingerprint(one, stage) if seen[like] < _SEARCHED else []
-                left.append(Unexplained(one.name, one.excess, "", marks))
-            seen[like] += 1
+        inquiry.look(stage)
     if not judged:
         raise UsageError(_nothing_judged(undecided, graph))
-    diagnosis = assemble(findings, left)
+    diagnosis = inquiry.diagnosis()
     diagnosis.subject = "trace"
     if diagnosis.sources:
         diagnosis.first = {"case": "dump", "mode": "accumulated", "dtype": dtype, "checkpoint": diagnosis.sources[0]}

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from parity.components.base import Case
-from parity.diagnosis.causes import Finding, assemble
-from parity.diagnosis.evidence import Local, Stage
 from parity.diagnosis.fault import Fault, by_code
-from parity.diagnosis.fingerprint import fingerprint
+from parity.diagnosis.inquiry import Inquiry
 from parity.diagnosis.recipes import place_class
 from parity.diagnosis.reference_bad import also_bad
 from parity.diagnosis.reopen import Reopened, case_of
-from parity.diagnosis.result import Cause, Diagnosis, Unexplained
-from parity.diagnosis.search import LIMITS, Limits, Search
-from parity.diagnosis.signs import signs
-from parity.names import parse
+from parity.diagnosis.result import Cause, Diagnosis
+from parity.diagnosis.search import LIMITS, Limits
 
-# Checkpoints of one kind and stream that are searched through in full; others are held against what was found there.
-SEARCHED = 2
 _SHARPEST_FIRST = ("float32", "bfloat16", "float16")
-# Unexplained checkpoints whose products are made once more by the candidate's library, some seconds each.
-REPLAYS = 2
 # Told while it goes on: what is being looked at.
 Progress = Callable[[str], None]
 
@@ -45,24 +37,6 @@ class _Unit:
     sources: list[str]
 
 
-@dataclass
-class _Log:
-    """What was found so far."""
-
-    findings: list[Finding] = field(default_factory=list)
-    suspected: list[Cause] = field(default_factory=list)
-    unexplained: list[Unexplained] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    first: dict[str, str] | None = None
-    replays: int = 0
-    other_weights: set[tuple[str, str | None]] = field(default_factory=set)
-
-    def note(self, line: str) -> None:
-        """Say something once."""
-        if line not in self.notes:
-            self.notes.append(line)
-
-
 def diagnose(
     run: Mapping[str, Any], ports: Reopened, catalogue: Sequence[Fault], told: Progress = lambda _: None,
     limits: Limits = LIMITS,
@@ -79,20 +53,21 @@ def diagnose(
     Raises:
         UsageError: the run cannot be run again.
     """
-    clock, log = time.monotonic(), _Log()
-    search = Search(catalogue, limits)
-    units = list(_units(run))
+    clock = time.monotonic()
+    inquiry = Inquiry(catalogue, limits, ports.backends, ports.bugs)
+    first: dict[str, str] | None = None
     covered: set[str] = set()
-    for unit in sorted(units, key=lambda one: (_SHARPEST_FIRST.index(one.dtype), one.mode != "isolated")):
+    for unit in sorted(_units(run), key=lambda one: (_SHARPEST_FIRST.index(one.dtype), one.mode != "isolated")):
         if set(unit.sources) <= covered:
             continue
         covered |= set(unit.sources)
         told(f"{unit.case.name}, {unit.dtype}")
-        _investigate(unit, ports, search, log, limits)
-    diagnosis = assemble(log.findings, log.unexplained, log.suspected)
+        wrong = _investigate(unit, ports, inquiry)
+        if first is None and wrong:
+            first = {"case": unit.case.name, "mode": unit.mode, "dtype": unit.dtype, "checkpoint": wrong}
+    diagnosis = inquiry.diagnosis()
     diagnosis.causes += _reference_too(run)
-    diagnosis.notes = log.notes + diagnosis.notes
-    diagnosis.first = log.first or run["first_divergence"]
+    diagnosis.first = first or run["first_divergence"]
     diagnosis.seconds = time.monotonic() - clock
     return diagnosis
 
@@ -126,96 +101,27 @@ def _units(run: Mapping[str, Any]) -> Iterator[_Unit]:
         yield _Unit(case_of(row), row["dtype"], row["mode"], wrong, sources)
 
 
-def _investigate(unit: _Unit, ports: Reopened, search: Search, log: _Log, limits: Limits) -> None:
-    case = _looking_inside(unit)
+def _investigate(unit: _Unit, ports: Reopened, inquiry: Inquiry) -> str:
+    """Explain one unit; gives the first checkpoint that is wrong, empty where none is found."""
+    case, first = _looking_inside(unit), ""
     if place_class(case.component) is None:
-        log.unexplained += [Unexplained(name, float("nan"), "no experiments are written for this component")
-                            for name in unit.sources]  # fmt: skip
-        return
-    seen: dict[tuple[str, str | None], int] = {}
-    isolated = unit.mode == "isolated"
-    for stage, name, raised in ports.stages(case, unit.dtype, unit.flagged, isolated=isolated):
+        for name in unit.sources:
+            inquiry.leave(name, "no experiments are written for this component")
+        return first
+    for stage, name, raised in ports.stages(case, unit.dtype, unit.flagged, isolated=unit.mode == "isolated"):
         if stage is None:
-            log.unexplained.append(Unexplained(unit.flagged[name][0], float("nan"), f"the candidate raised {raised}"))
+            inquiry.leave(unit.flagged[name][0], f"the candidate raised {raised}")
             continue
-        wrong = wrong_of(stage, limits)
-        if any(seen.get(_like(one.name), 0) < SEARCHED for one in wrong):
-            stage.verify()
-            wrong = wrong_of(stage, limits) if stage.unstable else wrong
-        if not wrong:
-            _say_not_reproduced(unit, name, log)
-        for one in wrong:
-            _explain(one, stage, search, seen, log, ports)
-            if log.first is None:
-                log.first = {"case": case.name, "mode": unit.mode, "dtype": unit.dtype, "checkpoint": one.name}
-        if stage.unstable:
-            log.note(
-                f"the installed reference computes {', '.join(sorted(stage.unstable))} otherwise than this version "
-                "knows; nothing is proven there"
-            )
+        wrong = inquiry.look(stage)
+        first = first or (wrong[0].name if wrong else "")
+        for source in () if wrong else set(unit.flagged[name]) & set(unit.sources):
+            inquiry.leave(source, "it diverges from the truth, but is what the reference makes of its parents")
+    return first
 
 
 def _looking_inside(unit: _Unit) -> Case:
     """A pipeline's case with the transformer's checkpoints of the first step that went wrong."""
-    steps = [parse(name).block for name in unit.sources if name.startswith("step.")]
+    steps = [int(name.split(".")[1]) for name in unit.sources if name.startswith("step.")]
     if not steps or not hasattr(unit.case, "looked_inside") or unit.case.inside:
         return unit.case
-    return unit.case.looked_inside([min(int(name.split(".")[1]) for name in unit.sources if name.startswith("step."))])
-
-
-def wrong_of(stage: Stage, limits: Limits = LIMITS) -> list[Local]:
-    """Checkpoints of a stage that are not what the reference makes of their parents.
-
-    What could only be held against the truth is wrong by itself only if its parents are not.
-    """
-    wrong: list[Local] = []
-    names: set[str] = set()
-    tainted: set[str] = set()
-    for one in stage.local():
-        parents = set(stage.values.own_parents(one.name))
-        if one.excess > limits.wrong:
-            if one.judged_by == "truth" and parents & (names | tainted):
-                tainted.add(one.name)
-                continue
-            names.add(one.name)
-            wrong.append(one)
-    return wrong
-
-
-def _like(name: str) -> tuple[str, str | None]:
-    parts = parse(name)
-    return parts.kind, parts.stream
-
-
-def _explain(
-    one: Local,
-    stage: Stage,
-    search: Search,
-    seen: dict[tuple[str, str | None], int],
-    log: _Log,
-    ports: Reopened,
-) -> None:
-    like = _like(one.name)
-    matches = search.explain(stage, one, quick=seen.get(like, 0) >= SEARCHED)
-    seen[like] = seen.get(like, 0) + 1
-    if matches:
-        log.findings.append(Finding(one.name, one.excess, tuple(matches)))
-        return
-    first = seen[like] <= SEARCHED
-    again = ports.backends if first and log.replays < REPLAYS else ()
-    log.replays += bool(again)
-    suspected = signs(one, stage if first else None, again, ports.bugs, known=like in log.other_weights)
-    log.suspected += suspected
-    log.other_weights |= {like for cause in suspected if (cause.code, cause.confidence) == ("weights.random", "proven")}
-    if not any(cause.confidence != "possible" for cause in suspected):
-        log.unexplained.append(Unexplained(one.name, one.excess, "", fingerprint(one, stage) if first else []))
-
-
-def _say_not_reproduced(unit: _Unit, stage: str, log: _Log) -> None:
-    names = [name for name in unit.flagged[stage] if name in unit.sources]
-    for name in names:
-        log.unexplained.append(
-            Unexplained(
-                name, float("nan"), "it diverges from the truth, but is what the reference makes of its parents"
-            )
-        )
+    return unit.case.looked_inside([min(steps)])

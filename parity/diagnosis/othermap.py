@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from parity.diagnosis.evidence import IMPOSSIBLE, Local, Stage
+from parity.diagnosis.evidence import Local, Stage
 from parity.diagnosis.place import Array, Place, Values, widened
+from parity.diagnosis.products import last_product
 
 # Rows for each input of the map; a third of them is held back.
 _ROWS = 3.0
@@ -72,22 +73,11 @@ def _redrawn(array: Array, draw: np.random.Generator) -> Array:
 
 def _row_pairs(place: Place, value: Array) -> tuple[Array, Array] | None:
     """Inputs of a place's last layer, and what came out, a row each; None where a recipe goes on behind that layer."""
-    seen: list[tuple[Array, Array]] = []
-
-    def linear(x: Array, layer: str) -> Array:
-        y = place.linear(x, layer)
-        seen.append((x, y))
-        return y
-
-    try:
-        prediction = place.changed(linear=linear).recipe()
-    except IMPOSSIBLE:
+    product = last_product(place)
+    if product is None:
         return None
-    if not seen or seen[-1][1].size != prediction.size or not np.array_equal(seen[-1][1].ravel(), prediction.ravel()):
-        return None
-    x, y = seen[-1]
-    made = widened(value).reshape(-1, y.shape[-1])
-    return (x.reshape(-1, x.shape[-1]), made) if np.isfinite(made).all() else None
+    made = widened(value).reshape(-1, product.y.shape[-1])
+    return (product.x.reshape(-1, product.x.shape[-1]), made) if np.isfinite(made).all() else None
 
 
 def _fitted(x: Array, y: Array, floor: float) -> Array | None:

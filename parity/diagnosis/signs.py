@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from parity.diagnosis.backend import check
-from parity.diagnosis.evidence import IMPOSSIBLE, Local, Stage
+from parity.diagnosis.evidence import Local, Stage
 from parity.diagnosis.fault import by_code
 from parity.diagnosis.othermap import other_map
 from parity.diagnosis.place import Array, Place, widened
+from parity.diagnosis.products import last_product
 from parity.diagnosis.result import Cause
 from parity.diagnosis.sweep import boundaries
 from parity.diagnosis.ways import Backend
@@ -113,21 +114,28 @@ def _cosine(a: Array, b: Array) -> float:
 
 
 def _replayed(one: Local, backends: Sequence[Backend], bugs: Sequence[Bug]) -> list[Cause]:
-    """What the candidate's library makes of the place's products, in other ways as well."""
+    """What the candidate's library gets wrong of the place's last product, where the candidate has that very result.
+
+    A library may be wrong in some way on some device that this candidate never used.
+    """
+    product = last_product(one.place) if backends else None
+    if product is None:
+        return []
+    arrays = {"x": product.x.reshape(-1, product.x.shape[-1]), "weight": one.place.weight(f"{product.layer}.weight")}
+    if (bias := one.place.bias(product.layer)) is not None:
+        arrays["bias"] = bias
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    dtype, value = str(one.value.dtype), one.value.reshape(-1, product.y.shape[-1])
     found = []
-    for layer, x in _products(one.place) if backends else ():
-        arrays = {"x": x.reshape(-1, x.shape[-1]).astype(np.float32)}
-        arrays["weight"] = one.place.weight(f"{layer}.weight").astype(np.float32)
-        if (bias := one.place.bias(layer)) is not None:
-            arrays["bias"] = bias.astype(np.float32)
-        dtype = str(one.value.dtype)
-        for finding in check("linear", arrays, backends, dtypes=(dtype,), bugs=bugs):
-            cause = _cause(finding.code, finding.confidence, one)
-            cause.details.append(finding.sentence)
-            cause.evidence |= dict(finding.evidence)
-            if finding.code == "backend.kernel":
-                cause.details += _boundaries(arrays, backends[0], dtype)
-            found.append(cause)
+    for finding in check("linear", arrays, backends, dtypes=(dtype,), value=value, bugs=bugs):
+        if not finding.evidence["candidate_has_it"]:
+            continue
+        cause = _cause(finding.code, finding.confidence, one)
+        cause.details.append(finding.sentence)
+        cause.evidence |= dict(finding.evidence)
+        if finding.code == "backend.kernel":
+            cause.details += _boundaries(arrays, backends[0], dtype)
+        found.append(cause)
     return found
 
 
@@ -135,18 +143,3 @@ def _boundaries(arrays: dict[str, Array], backend: Backend, dtype: str) -> list[
     """From which size on a broken product is right or wrong, in sentences."""
     found = boundaries("linear", arrays, backend, device=backend.devices()[0], dtype=dtype)
     return [one.sentence for one in found]
-
-
-def _products(place: Place) -> list[tuple[str, Array]]:
-    """(layer, input) of every product that a recipe makes."""
-    seen: list[tuple[str, Array]] = []
-
-    def linear(x: Array, layer: str) -> Array:
-        seen.append((layer, x))
-        return place.linear(x, layer)
-
-    try:
-        place.changed(linear=linear).recipe()
-    except IMPOSSIBLE:
-        return []
-    return [(layer, x) for layer, x in seen if place.weight(f"{layer}.weight").ndim == 2]

@@ -142,7 +142,7 @@ def _parquet_problem(file: pq.ParquetFile) -> str:
             if column.num_values > VALUES and not column.path_in_schema.startswith("histogram"):
                 return f"{column.num_values} values in {shown(column.path_in_schema)}, against a limit of {VALUES}"
     types = {one.name: one.type for one in file.schema_arrow}
-    for one in trace.SCHEMA:
+    for one in trace.COLUMNS:
         if types.get(one.name) != one.type:
             return f"column {one.name} is {shown(str(types.get(one.name, 'missing')))}, expected {one.type}"
     return ""
