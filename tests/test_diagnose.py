@@ -161,8 +161,15 @@ def test_the_catalogue_is_listed_with_titles(capsys) -> None:
     code, out = _diagnose(capsys, "--list")
 
     assert code == 0
-    assert "modulation.order" in out
-    assert "rope.pairing" in out
+    for code in ("modulation.order", "rope.pairing", "picture.noise"):
+        assert out.count(f"{code} ") == 1, code
+
+
+def test_the_catalogue_has_every_code_once_in_json(capsys) -> None:
+    codes = [one["code"] for one in json.loads(_diagnose(capsys, "--list", "--format", "json")[1])]
+
+    assert codes == sorted(set(codes))
+    assert {"modulation.order", "picture.noise", "layout.chw_hwc", "backend.kernel"} <= set(codes)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ PLANTED = [code for code in CODES if code not in NOT_PLANTED]
 
 @pytest.mark.parametrize("code", CODES)
 def test_a_code_has_a_title_and_a_fix_in_one_line(code) -> None:
-    one = by_code(code)
+    one = by_code()[code]
 
     assert 10 < len(one.title) < 120
     assert 5 < len(one.fix) < 200

@@ -120,8 +120,8 @@ def test_low_bits_of_the_modulation_are_told_with_their_width(folder) -> None:
 
 def test_every_fault_of_weights_is_in_the_catalogue_with_a_fix() -> None:
     for code in ("missing", "unused", "random", "swapped", "transposed", "bias_missing"):
-        assert by_code(f"weights.{code}").fix
+        assert by_code()[f"weights.{code}"].fix
     for code in ("group_size", "bits", "packing", "modulation_low_bits"):
-        assert by_code(f"quant.{code}").fix
+        assert by_code()[f"quant.{code}"].fix
     for code in ("not_applied", "scale", "lost_in_precision"):
-        assert by_code(f"lora.{code}").fix
+        assert by_code()[f"lora.{code}"].fix

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from parity import diagnosispage
-from parity.diagnosis.fault import catalogue
+from parity.diagnosis.fault import Fault, by_code, catalogue
 from parity.errors import EXIT_DIVERGENCE, EXIT_PARITY, UsageError
 from parity.reporters import diagnosis as reporter
 from parity.runfolder import read_run, to_json, write_json
@@ -154,10 +154,15 @@ def _print(found: dict[str, Any], format: str) -> None:
 
 
 def _list(format: str) -> int:
-    entries = catalogue()
+    """Every code once, those that only pictures show among them."""
+    from parity.picturecheck.catalogue import ENTRIES
+
+    entries = {code: Fault(code, one.title, one.fix, one.source, "*", ()) for code, one in ENTRIES.items()}
+    entries |= by_code()
+    ordered = [entries[code] for code in sorted(entries)]
     if format == "json":
-        rows = {one.code: {"code": one.code, "title": one.title, "fix": one.fix, "source": one.seen} for one in entries}
-        print(json.dumps([*rows.values()]))
+        rows = [{"code": one.code, "title": one.title, "fix": one.fix, "source": one.seen} for one in ordered]
+        print(json.dumps(rows))
     else:
-        reporter.print_catalogue(entries, markdown=format == "md")
+        reporter.print_catalogue(ordered, markdown=format == "md")
     return EXIT_PARITY

@@ -38,7 +38,7 @@ class Clue:
     def cause(self) -> Cause:
         """With title, fix and source from the catalogue."""
         try:
-            known = by_code(self.code)
+            known = by_code()[self.code]
             title, fix, seen = known.title, known.fix, known.seen
         except UsageError:
             title, fix, seen = self.code, "", ""

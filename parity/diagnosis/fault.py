@@ -17,7 +17,6 @@ from pkgutil import iter_modules
 from typing import Any
 
 from parity.diagnosis.place import Place, Variants
-from parity.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,7 @@ def catalogue() -> tuple[Fault, ...]:
     return tuple(_CATALOGUE)
 
 
-def by_code(code: str) -> Fault:
-    """The first entry of a code.
-
-    Raises:
-        UsageError: there is none.
-    """
-    for one in catalogue():
-        if one.code == code:
-            return one
-    raise UsageError(f"no fault {code!r} in the catalogue; `parity diagnose --list` shows all")
+def by_code() -> dict[str, Fault]:
+    """Code -> the entry that speaks for it: the most general of those that it has."""
+    general = sorted(catalogue(), key=lambda one: (one.component != "*", one.component != "transformer"))
+    return {one.code: one for one in reversed(general)}

@@ -77,7 +77,7 @@ def _reference_too(run: Mapping[str, Any]) -> list[Cause]:
     causes: dict[str, Cause] = {}
     for row in run["cases"]:
         for bad in also_bad(row["checkpoints"]):
-            fault = by_code("reference.also_bad")
+            fault = by_code()["reference.also_bad"]
             first = Cause(
                 fault.code, fault.title, fault.fix, fault.seen, "likely", [], [f"{row['dtype']}: {bad.reason}"]
             )

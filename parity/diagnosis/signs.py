@@ -67,7 +67,7 @@ def _packed(place: Place) -> bool:
 
 
 def _cause(code: str, confidence: str, one: Local) -> Cause:
-    fault = by_code(code)
+    fault = by_code()[code]
     evidence: dict[str, Any] = {"excess": one.excess, "checkpoints": 1}
     return Cause(code, fault.title, fault.fix, fault.seen, confidence, [one.name], [], evidence)
 

@@ -148,20 +148,23 @@ def _escape(text: str) -> str:
 
 
 def print_catalogue(entries: Sequence[Fault], *, markdown: bool) -> None:
-    """All codes with their titles, once each."""
-    rows = {one.code: one for one in reversed(entries)}
-    ordered = sorted(rows.values(), key=lambda one: one.code)
+    """Codes with their titles.
+
+    Args:
+        entries: one a code, in the order to show them.
+        markdown: as a table with the fixes too.
+    """
     if markdown:
         print("| code | what is wrong | fix | seen in |\n|---|---|---|---|")
-        for one in ordered:
+        for one in entries:
             print(f"| `{one.code}` | {_escape(one.title)} | {_escape(one.fix)} | {_escape(one.seen)} |")
         return
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     table.add_column("code", no_wrap=True)
     table.add_column("what is wrong")
     table.add_column("seen in")
-    for one in ordered:
+    for one in entries:
         table.add_row(one.code, one.title, one.seen)
     out = Console(highlight=False)
     out.print(table)
-    out.print(f"{len(ordered)} codes")
+    out.print(f"{len(entries)} codes")
