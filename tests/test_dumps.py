@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from trace_unit import GRAPH, arrays, attempt
 
 from parity.diagnosis.from_trace import from_trace
-from parity.diagnosis.tracefile import fit_shapes, read_dump, unknown_names
 from parity.errors import UsageError
+from parity.tracefile import fit_shapes, read_dump, unknown_names
 
 
 def dump(path, **tensors):

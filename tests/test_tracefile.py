@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trace_unit import arrays, attempt, write
 
-from parity.diagnosis import tracefile
+from parity import tracefile
 from parity.diagnosis.from_trace import compare, from_trace
-from parity.diagnosis.tracefile import read_trace
 from parity.errors import UsageError
 from parity.safetensors_header import HEADER_LIMIT
+from parity.tracefile import read_trace
 
 
 def test_empty_folders_and_other_files_are_errors(tmp_path, unit):

@@ -92,7 +92,7 @@ def _dump(file: Path, weights: str) -> dict[str, Any]:
     """Tensors, each held against what the reference makes of its parents."""
     from parity.commands.weights_option import open_model
     from parity.diagnosis.from_dump import diagnose as from_dump
-    from parity.diagnosis.tracefile import read_dump
+    from parity.tracefile import read_dump
 
     err = Console(stderr=True, highlight=False)
     dump = read_dump(file)

@@ -23,11 +23,11 @@ from parity.diagnosis.place import Values
 from parity.diagnosis.recipes.transformer import TransformerPlace
 from parity.diagnosis.result import Diagnosis
 from parity.diagnosis.search import LIMITS, Limits
-from parity.diagnosis.tracefile import fit_shapes
 from parity.diagnosis.weights import ModelWeights
 from parity.errors import UsageError
 from parity.model_folder import ModelFolder
 from parity.names import Graph, parse, qwen_image_transformer
+from parity.tracefile import fit_shapes
 
 # Inputs of the model that a dump may have beside checkpoints.
 INPUTS = ("latents", "prompt_embeds", "prompt_mask", "timestep", "img_shapes", "additional_t_cond")

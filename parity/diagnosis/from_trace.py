@@ -16,10 +16,10 @@ from parity.diagnosis.from_log import diagnose as by_ranges
 from parity.diagnosis.loglines import Log, Pass
 from parity.diagnosis.result import Diagnosis, Unexplained
 from parity.diagnosis.statsclues import apart, fingerprint, suggestions
-from parity.diagnosis.tracefile import UNITS, Trace, of_dump, read_trace
 from parity.errors import UsageError
 from parity.names import Graph, qwen_image_transformer
 from parity.safetensors_header import shown
+from parity.tracefile import UNITS, Trace, of_dump, read_trace
 
 _REASON = "statistics alone prove no cause"
 _SIDES = ("candidate", "reference")
