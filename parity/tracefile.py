@@ -7,7 +7,9 @@ checkpoints, as any language can write it; its arrays are mapped, not read.
 from __future__ import annotations
 
 import difflib
+import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +25,17 @@ from parity.errors import UsageError, WeightsError
 from parity.names import BLOCK_KINDS, GUIDE_KINDS
 from parity.names import parse as parts_of
 from parity.safetensors_header import and_more, json_file, read_header, shown
+from parity.sketch import DEFAULT, Spec
 from parity.stats import describe
 from parity.tensors import NUMPY, mapped
+from parity.trace import Floor
 
 # Values are those of one column: chunks have twelve a row.
 ROWS, VALUES, STATS_BYTES, UNITS = 200_000, 4_000_000, 256 << 20, 1000
 # The footer of a Parquet file names each column a few times.
 _FOOTER = {"thrift_string_size_limit": 1 << 20, "thrift_container_size_limit": 1 << 20}
 _READ = [name for name in trace.COLUMNS.names if name != "histogram"]
+_FLOORS = trace.FLOOR_COLUMNS.names
 
 Stats = Mapping[str, Any]
 
@@ -43,11 +48,19 @@ class Trace:
         label: what it is called in messages.
         stats: checkpoint -> fields of `parity.stats.ArrayStats`, in the order in which they are made.
         about: the manifest: component, case, dtype, mode, configs; empty for a dump.
+        floors: checkpoint -> the reference's noise there; only a golden trace has them.
+        sketches: checkpoint -> its sketch, mapped; empty where none were recorded.
+        spec: of the sketches.
+        folder: where it lies.
     """
 
     label: str
     stats: Mapping[str, Stats]
     about: Mapping[str, Any] = field(default_factory=dict)
+    floors: Mapping[str, Floor] = field(default_factory=dict)
+    sketches: Mapping[str, np.ndarray] = field(default_factory=dict)
+    spec: Spec = DEFAULT
+    folder: Path | None = None
 
     @property
     def level(self) -> str:
@@ -77,11 +90,77 @@ def read_trace(folder: Path) -> Trace:
     problem = _manifest_problem(about)
     if problem:
         raise UsageError(f"{label}/manifest.json: {problem}")
-    rows = _read_stats(folder / "stats.parquet", f"{label}/stats.parquet")
+    rows = _read_stats(folder / trace.STATS, f"{label}/{trace.STATS}")
     strangers = sorted(set(about["order"]) ^ set(rows))
     if strangers:
         raise UsageError(f"{label}: manifest.json and stats.parquet name other checkpoints: {shown(strangers[0])}")
-    return Trace(label, {name: rows[name] for name in about["order"]}, about)
+    floors = {}
+    for name, row in rows.items():
+        noise = {key: row.pop(key) for key in _FLOORS if key in row}
+        if noise:
+            floors[name] = Floor(**noise)
+    spec, sketches = DEFAULT, {}
+    if (folder / trace.SKETCHES).is_file():
+        spec, sketches, _ = read_sketches(folder / trace.SKETCHES, label)
+        if unknown := sorted(set(sketches) - set(rows)):
+            raise UsageError(f"{label}/{trace.SKETCHES}: {shown(unknown[0])} is not in {trace.STATS}")
+    stats = {name: rows[name] for name in about["order"]}
+    return Trace(label, stats, about, floors, sketches, spec, folder)
+
+
+def tensor_of(found: Trace, name: str) -> np.ndarray | None:
+    """The whole values of a checkpoint, mapped, where a trace has them.
+
+    Raises:
+        UsageError: its file is garbled or holds something else.
+    """
+    if found.folder is None or not name_fits(name):
+        return None
+    path = trace.tensor_file(found.folder, name)
+    if not path.is_file():
+        return None
+    arrays = read_dump(path)
+    if set(arrays) != {name}:
+        raise UsageError(f"{found.label}: {shown(path.name)} holds {shown(next(iter(arrays)))}, expected {shown(name)}")
+    return arrays[name]
+
+
+def name_fits(name: str) -> bool:
+    """Whether a checkpoint's name, which may be from elsewhere, can be a file's."""
+    return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", name))
+
+
+def read_sketches(path: Path, label: str = "") -> tuple[Spec, dict[str, np.ndarray], Mapping[str, str]]:
+    """A safetensors file of sketches by checkpoint, as `parity.trace.write_sketches` or any port writes it.
+
+    Args:
+        path: of the file.
+        label: what messages call the folder that it is in.
+
+    Returns:
+        which sketch it is, the sketches (mapped, float64 or float32), and the file's metadata.
+
+    Raises:
+        UsageError: garbled, or not sketches of one kind.
+    """
+    where = f"{label}/{shown(path.name)}" if label else shown(path.name)
+    try:
+        shard = read_header(path)
+        told = json.loads(shard.metadata[trace.SKETCH_KEY])
+        spec = Spec(told["buckets"], told["seed"])
+    except WeightsError as error:
+        raise UsageError(str(error), error.details) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{where}: its metadata say nothing usable of {trace.SKETCH_KEY!r} ({_words(error)}); "
+            'expected {"buckets": 2048, "seed": 0} as text'
+        ) from None
+    for name, tensor in shard.tensors.items():
+        if tensor.shape != (spec.buckets,) or tensor.dtype not in ("F64", "F32"):
+            raise UsageError(
+                f"{where}: {shown(name)} is {tensor.dtype} {list(tensor.shape)}, expected F64 or F32 [{spec.buckets}]"
+            )
+    return spec, {name: mapped(path, tensor) for name, tensor in shard.tensors.items()}, shard.metadata
 
 
 def _manifest_problem(about: Mapping[str, Any]) -> str:
@@ -97,7 +176,8 @@ def _manifest_problem(about: Mapping[str, Any]) -> str:
     for key, kind in (("component", str), ("dtype", str), ("mode", str), ("case", dict), ("configs", dict)):
         if not isinstance(about.get(key), kind):
             return f"{key} is {shown(about.get(key))}, expected {'a text' if kind is str else 'an object'}"
-    if about["component"] not in COMPONENTS:
+    listed = isinstance(about.get("graph"), dict) and about["graph"].get("name") == "listed"
+    if about["component"] not in COMPONENTS and not listed:
         return f"component is {shown(about['component'])}, expected one of {', '.join(COMPONENTS)}"
     return ""
 
@@ -112,7 +192,8 @@ def _read_stats(path: Path, label: str) -> dict[str, dict[str, Any]]:
             problem = _parquet_problem(file)
             if problem:
                 raise UsageError(f"{label}: {problem}")
-            rows = [row for batch in file.iter_batches(4096, columns=_READ) for row in batch.to_pylist()]
+            golden = [one for one in _FLOORS if one in file.schema_arrow.names]
+            rows = [row for batch in file.iter_batches(4096, columns=_READ + golden) for row in batch.to_pylist()]
     except OSError as error:
         raise UsageError(f"{label}: cannot be read ({_words(error)})") from None
     except (pa.ArrowException, ValueError, OverflowError, UnicodeDecodeError) as error:
@@ -142,7 +223,8 @@ def _parquet_problem(file: pq.ParquetFile) -> str:
             if column.num_values > VALUES and not column.path_in_schema.startswith("histogram"):
                 return f"{column.num_values} values in {shown(column.path_in_schema)}, against a limit of {VALUES}"
     types = {one.name: one.type for one in file.schema_arrow}
-    for one in trace.COLUMNS:
+    golden = bool(set(_FLOORS) & set(types))
+    for one in (*trace.COLUMNS, *(trace.FLOOR_COLUMNS if golden else ())):
         if types.get(one.name) != one.type:
             return f"column {one.name} is {shown(str(types.get(one.name, 'missing')))}, expected {one.type}"
     return ""
@@ -152,7 +234,8 @@ _LISTS = ("quantiles", "chunks")
 
 
 def _complete(row: Mapping[str, Any]) -> bool:
-    if any(row[one] is None for one in _READ if one not in ("name", *_LISTS)):
+    # `precision` of values that must be equal is none.
+    if any(value is None for key, value in row.items() if key not in ("precision", *_LISTS)):
         return False
     numbers = [*row["shape"], *row["absmax_at"], *(row["quantiles"] or ())]
     pairs = row["chunks"] or ()

@@ -1,0 +1,1 @@
+"""What ports write, in any language, read as one thing: an `Imported`, checkpoint by checkpoint."""
