@@ -96,7 +96,7 @@ class Prepared:
     def stats_of(self, name: str) -> ArrayStats:
         """Statistics of the reference's array, made once for both modes."""
         if name not in self._stats:
-            self._stats[name] = describe(self.reference[name], chunks=_chunks(name))
+            self._stats[name] = describe(self.reference[name], chunks=chunks_of(name))
         return self._stats[name]
 
 
@@ -121,14 +121,14 @@ class Lockstep:
 
     Args:
         unit: what to run.
-        reference, candidate: opened on the same checkpoint.
+        reference, candidate: opened on the same checkpoint; without a candidate there is `prepare` only.
         weights: its folder.
         adapters: LoRAs that all of them wear.
         original: folder of the weights that `weights` were quantized from, where that error is to be measured.
     """
 
     def __init__(
-        self, unit: Unit, reference: Port, candidate: Port, weights: Path, adapters: Sequence[Adapter] = (),
+        self, unit: Unit, reference: Port, candidate: Port | None, weights: Path, adapters: Sequence[Adapter] = (),
         original: Path | None = None,
     ) -> None:  # fmt: skip
         self.unit = unit
@@ -139,7 +139,8 @@ class Lockstep:
         exact = options | {"dtype": unit.truth, "hold": unit.dtype}
         self._truth = self._timed(reference.open(weights, **exact), "truth")
         self._original = None if original is None else self._timed(reference.open(original, **exact), "original")
-        self._candidate = self._timed(_opened(candidate, weights, unit.dtype, options), "candidate")
+        if candidate is not None:
+            self._candidate = self._timed(opened(candidate, weights, unit.dtype, options), "candidate")
         self._precisions = reference.precisions(unit.dtype)[1:]
         self.stages = unit.graph.stages
 
@@ -205,7 +206,7 @@ class Lockstep:
         return result
 
     def _run_truth(self, stage: str, names: tuple[str, ...], chains: Chains, prepared: Prepared) -> None:
-        with _loaded(self._truth, stage) as session:
+        with loaded(self._truth, stage) as session:
             if "isolated" in self.unit.modes:
                 exact = round_state(chains["reference"], np.dtype(self.unit.truth))
                 _, prepared.truth["isolated"] = session.run(stage, exact, names)
@@ -216,7 +217,7 @@ class Lockstep:
         """What quantization alone changes: the truth against the truth on the original weights, reduced at once."""
         if self._original is None:
             return
-        with _loaded(self._original, stage) as session:
+        with loaded(self._original, stage) as session:
             for mode in self.unit.modes:
                 if mode == "isolated":
                     fed = round_state(chains["reference"], np.dtype(self.unit.truth))
@@ -232,7 +233,7 @@ class Lockstep:
         """All runs of the reference in the run's dtype; each but the first is reduced at once."""
         fed, unit = chains["reference"], self.unit
         index = self.stages.index(stage)
-        with _loaded(self._reference, stage) as session:
+        with loaded(self._reference, stage) as session:
             prepared.after["reference"], prepared.reference = session.run(stage, fed, names)
             for mode in unit.modes:
                 prepared.enter(mode, "rounding", prepared.reference)
@@ -307,7 +308,7 @@ class Lockstep:
         one.shape, one.dtype = value.shape, value.dtype.name
         if value.size == 0:
             return
-        one.stats = describe(value, chunks=_chunks(name), distribution=shown)
+        one.stats = describe(value, chunks=chunks_of(name), distribution=shown)
         truth = prepared.truth[mode][name]
         if value.shape == truth.shape:
             if name in self.unit.graph.exact:
@@ -323,7 +324,7 @@ class Lockstep:
         """One row of ``parity.json``, without its verdict."""
         expected, stats = prepared.reference[name], one.stats
         exact = name in self.unit.graph.exact
-        floor = _EXACT if exact else _floor(one.floor, expected, prepared.truth[mode][name])
+        floor = EXACT if exact else floor_of(one.floor, expected, prepared.truth[mode][name])
         return {
             "name": name,
             "stage": stage,
@@ -348,11 +349,17 @@ class Lockstep:
 
 _NOT_COMPARED: Row = dict.fromkeys(("rmse", "max_abs", "max_at", "cosine", "psnr"))
 # A value that must be equal bit for bit has no noise.
-_EXACT: Row = {"floor": 0.0, "floor_by": "exact", "peak_floor": 0.0}
+EXACT: Row = {"floor": 0.0, "floor_by": "exact", "peak_floor": 0.0}
 
 
-def _floor(runs: Mapping[str, Error], expected: np.ndarray, truth: np.ndarray) -> Row:
-    """The reference's own noise at one checkpoint."""
+def floor_of(runs: Mapping[str, Error], expected: np.ndarray, truth: np.ndarray) -> Row:
+    """The reference's own noise at one checkpoint: ``floor``, ``floor_by``, ``peak_floor``.
+
+    Args:
+        runs: floor run -> its error against truth.
+        expected: the reference's values in the run's dtype.
+        truth: of the same shape.
+    """
     roundoff = unit_roundoff(expected.dtype)
     floor_by, floor = _largest(runs, roundoff / 2)
     largest = float(np.abs(truth).max())
@@ -364,7 +371,7 @@ def _floor(runs: Mapping[str, Error], expected: np.ndarray, truth: np.ndarray) -
     }
 
 
-def _opened(candidate: Port, weights: Path, dtype: str, options: Mapping[str, Any]) -> Session:
+def opened(candidate: Port, weights: Path, dtype: str, options: Mapping[str, Any]) -> Session:
     """The candidate's session; what it raises becomes one line for the user.
 
     Raises:
@@ -380,7 +387,7 @@ def _opened(candidate: Port, weights: Path, dtype: str, options: Mapping[str, An
         ) from raised
 
 
-class _loaded:
+class loaded:
     """Context manager: a session with one stage's weights in memory."""
 
     def __init__(self, session: Session, stage: str) -> None:
@@ -398,8 +405,8 @@ def _spell(raised: Exception) -> str:
     return f"the candidate raised {type(raised).__name__}: {raised}"[:300]
 
 
-def _chunks(name: str) -> int:
-    """The documented range of shift and scale speaks of parts of a block's modulation vector."""
+def chunks_of(name: str) -> int:
+    """Into how many parts the documented ranges of shift and scale take a checkpoint's last axis; 0 where none do."""
     parts = parse(name)
     return 6 if parts.kind == "mod" and parts.block is not None else 0
 

@@ -18,6 +18,7 @@ from parity.diagnosis.ways import Backend
 from parity.diagnosis.weights import ModelWeights
 from parity.errors import ParityError, UsageError
 from parity.known_bugs import Bug
+from parity.lockstep import loaded
 from parity.lora import LoraFile
 from parity.model_folder import ModelFolder
 from parity.names import Graph
@@ -75,7 +76,7 @@ class Reopened:
         for stage in graph.stages[: last + 1]:
             keep = graph.names_of(stage) if stage in wanted else ()
             runs = []
-            with _loaded(reference, stage):
+            with loaded(reference, stage):
                 after, captured = reference.run(stage, chain, keep)
                 if keep:
                     runs = [captured]
@@ -164,14 +165,14 @@ def _tuples(value: Any) -> Any:
 
 
 def _truth(session: Session, stage: str, chain: State, keep: Collection[str]) -> State:
-    with _loaded(session, stage):
+    with loaded(session, stage):
         return session.run(stage, round_state(chain, np.dtype(np.float64)), keep)[1]
 
 
 def _try(session: Session, stage: str, fed: State, keep: Collection[str]) -> tuple[State | None, State | None, str]:
     """A stage of the candidate: state, checkpoints, and what it raised."""
     try:
-        with _loaded(session, stage):
+        with loaded(session, stage):
             after, found = session.run(stage, fed, keep)
         return after, found, ""
     except ParityError:
@@ -181,18 +182,5 @@ def _try(session: Session, stage: str, fed: State, keep: Collection[str]) -> tup
 
 
 def _again(session: Session, stage: str, keep: Collection[str], state: Mapping[str, np.ndarray]) -> State:
-    with _loaded(session, stage):
+    with loaded(session, stage):
         return session.run(stage, state, keep)[1]
-
-
-class _loaded:
-    """Context manager: a session with one stage's weights in memory."""
-
-    def __init__(self, session: Session, stage: str) -> None:
-        self._session, self._stage = session, stage
-
-    def __enter__(self) -> None:
-        self._session.load(self._stage)
-
-    def __exit__(self, *_: object) -> None:
-        self._session.free(self._stage)
