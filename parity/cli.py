@@ -50,6 +50,16 @@ for _name in ("check", "record", "show"):
     _add(ranges, f"ranges:{_name}", _name)
 app.command(ranges)
 
+trace = App(
+    name="trace", help="What a reference or a port computes in one case, on disk: record it, import it, look at it."
+)
+_add(trace, "trace_record:record", "record")
+app.command(trace)
+
+case = App(name="case", help="The inputs of a case, for ports in any language.")
+_add(case, "case:export", "export")
+app.command(case)
+
 bench = App(name="bench", help="Measure the toolkit itself: speed, memory, cost of capture, false alarms, sensitivity.")
 for _name in ("forward", "capture", "clean", "sensitivity"):
     _add(bench, f"bench:{_name}", _name)

@@ -212,7 +212,7 @@ def _keep(folder: Path, name: str, value: np.ndarray) -> None:
 
 
 def _about(
-    unit: Unit, model: ModelFolder, wanted: Wanted, inputs: Mapping[str, np.ndarray], found: Mapping[str, Any], side: str
+    unit: Unit, model: ModelFolder, wanted: Wanted, inputs: State, found: Mapping[str, Any], side: str
 ) -> dict[str, Any]:  # fmt: skip
     """What the manifest says."""
     return {
