@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 MLX ?= cpu
+# Of the port `mflux`. It pins another MLX and much that its models do not import: installed without dependencies.
+MFLUX := mflux==0.24.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(MLX)
 
@@ -32,9 +34,10 @@ samples: $(READY)
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; name another with PYTHON=…")' 1>&2
 	@echo "installing into $(VENV) (once, some minutes)" 1>&2
 	@$(PYTHON) -m venv $(VENV) 1>&2
-	@$(BIN)/pip install --quiet --editable ".[$(MLX),test]" 1>&2
+	@$(BIN)/pip install --quiet --editable ".[$(MLX),mflux,test]" 1>&2
+	@$(BIN)/pip install --quiet --no-deps $(MFLUX) 1>&2
 	@touch $@

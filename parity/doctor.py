@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from parity import known_bugs
 from parity.errors import MissingPackageError
-from parity.ports import open_port
+from parity.ports import INSTALL, open_port
 from parity.workers import usable_cores
 
 DISTRIBUTION = "mlx-parity"
@@ -55,7 +55,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """All findings; takes some seconds, most of them for importing the reference's packages."""
-    findings = list(_packages())
+    findings = [*_packages(), *_optional()]
     # The candidate first: its BLAS has to be in place before MLX is loaded.
     environments = {}
     for side, spec in SIDES.items():
@@ -95,6 +95,19 @@ def _packages() -> Iterator[Finding]:
             continue
         right = requirement.specifier.contains(found, prereleases=True)
         yield Finding("packages", name, "ok" if right else "missing", found, required, "" if right else mend)
+
+
+def _optional() -> Iterator[Finding]:
+    """Packages that only one port needs, each of the version that its command installs."""
+    for name, mend in INSTALL.items():
+        required = mend.rpartition("==")[2]
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding("packages", name, "warn", f"not installed; only --candidate {name} needs it", fix=mend)
+            continue
+        right = found == required
+        yield Finding("packages", name, "ok" if right else "warn", found, f"=={required}", "" if right else mend)
 
 
 def _port(side: str, spec: str) -> tuple[dict[str, Any] | None, list[Finding]]:

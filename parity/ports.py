@@ -31,7 +31,14 @@ from parity.layouts.lora import Adapter
 
 State = dict[str, np.ndarray]
 
-BUILTIN = {"reference": "reference.port:ReferencePort", "mlx_impl": "mlx_impl.port:MlxPort"}
+BUILTIN = {
+    "reference": "reference.port:ReferencePort",
+    "mlx_impl": "mlx_impl.port:MlxPort",
+    "mflux": "mlx_impl.mflux_port:MfluxPort",
+}
+# What a port needs beyond this distribution's own dependencies. mflux pins another MLX and much that its models do
+# not import, so it is installed without its dependencies.
+INSTALL = {"mflux": 'pip install "mlx-parity[mflux]" && pip install --no-deps mflux==0.24.0'}
 
 
 class Session(Protocol):
@@ -123,8 +130,9 @@ def open_port(spec: str) -> Port:
                 f"no port {spec!r}: module {missing!r} is not on the path; known: {', '.join(BUILTIN)}, "
                 "or package.module:attribute"
             ) from None
+        mend = f"install it by: {INSTALL[spec]}" if spec in INSTALL else "`parity doctor` names the command"
         raise MissingPackageError(
-            f"port {spec!r} needs the package {missing!r}, which is not installed; `parity doctor` names the command"
+            f"port {spec!r} needs the package {missing!r}, which is not installed; {mend}"
         ) from error
     try:
         return getattr(module, attribute)()

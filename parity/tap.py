@@ -71,6 +71,12 @@ def current() -> str:
     return "" if active is None else active[1]
 
 
+def recorder() -> Recorder | None:
+    """The active recorder, None while nobody records."""
+    active = _active.get()
+    return None if active is None else active[0]
+
+
 class scope:
     """Context manager that puts ``prefix.`` before the names tapped inside it. Scopes nest."""
 

@@ -12,7 +12,7 @@ PACKAGES = ("parity", "reference", "mlx_impl")
 FRAMEWORKS = ("torch", "mlx", "diffusers", "transformers")
 # What a package may take of parity.
 OF_PARITY = {
-    "mlx_impl": ("parity.tap", "parity.layouts"),
+    "mlx_impl": ("parity.tap", "parity.layouts", "parity.instrumentation"),
     "reference": ("parity.tap", "parity.names", "parity.layouts"),
 }
 # The tokenizer is transformers' own on both sides.
