@@ -93,18 +93,50 @@ def _verdict(row: Row, limits: Thresholds, *, exact: bool) -> Row:
         return _said("uncertain", "the reference itself is not finite here")
     if exact:
         return _must_equal(row)
-    bad = candidate["nan"] + candidate["inf"]
-    if bad or not math.isfinite(row["rel_rmse"]):
+    bad, evidence = candidate["nan"] + candidate["inf"], row.get("evidence")
+    if bad or (evidence != "range" and not math.isfinite(row["rel_rmse"])):
         return _said("diverged", f"{bad} values are not finite where the reference's are")
     if row["floor"] > limits.uncertain:
         return _said("uncertain", f"the reference's own floor is {row['floor']:.2g}")
+    if evidence == "range":
+        return _by_range(row, limits)
     excess = row["rel_rmse"] / row["floor"]
+    if evidence == "statistics":
+        return _by_bound(excess, limits)
+    if row["peak"] is None:  # no single error sticks out of a sketch
+        return _by_estimate(row, excess, limits)
     peak = row["peak"] / row["peak_floor"] if row["peak_floor"] else (0.0 if row["peak"] == 0 else math.inf)
     by_mean = _grade(excess, limits.match, limits.suspect)
     by_peak = _grade(peak, limits.peak_match, limits.peak_suspect)
     worst = max(by_mean, by_peak)
     reason = "" if by_mean >= by_peak else f"a few elements are off by {peak:.3g} times the floor's largest error"
     return {"verdict": VERDICTS[worst], "reason": reason, "excess": excess, "peak_excess": peak}
+
+
+def _by_estimate(row: Row, excess: float, limits: Thresholds) -> Row:
+    """A verdict from sketches: as from values, and where the interval holds a limit that is said."""
+    grade = _grade(excess, limits.match, limits.suspect)
+    near = [limit for limit in (limits.match, limits.suspect) if abs(excess - limit) <= row["uncertainty"] * excess]
+    reason = f"an estimate, within its uncertainty of the limit {near[0]:g}" if near else ""
+    return {"verdict": VERDICTS[grade], "reason": reason, "excess": excess, "peak_excess": None}
+
+
+def _by_bound(excess: float, limits: Thresholds) -> Row:
+    """A verdict from statistics, whose differences are a lower bound of the error."""
+    if excess > limits.suspect:
+        return _said("diverged", "its mean or root mean square is off: the error is at least this") | {"excess": excess}
+    return _said("uncertain", "its statistics agree with the reference's; they don't see order")
+
+
+def _by_range(row: Row, limits: Thresholds) -> Row:
+    """A verdict from a range alone: an end that is off is an error of at least that much, in some element."""
+    reference, candidate = row["reference"], row["candidate"]
+    peak = max(abs(candidate[end] - reference[end]) for end in ("min", "max")) - row["resolution"]
+    allowed = limits.peak_suspect * row["peak_floor"]
+    if not peak <= allowed:
+        off = "min" if abs(candidate["min"] - reference["min"]) >= abs(candidate["max"] - reference["max"]) else "max"
+        return _said("diverged", f"its {off} is {candidate[off]:.6g}, expected {reference[off]:.6g}")
+    return _said("uncertain", "its range agrees with the reference's; a range sees neither order nor inner values")
 
 
 def _must_equal(row: Row) -> Row:
