@@ -17,7 +17,7 @@ from parity import cli, errors
 from parity.cli import call
 from parity.commands import run as run_command
 from parity.errors import ParityError, WeightsError
-from parity.reporters import text
+from parity.reporters import formats, text
 from parity.verdict import exit_code
 
 WIDTH = 80
@@ -315,9 +315,12 @@ def test_a_fault_of_the_toolkit_itself_is_not_taken_for_a_divergence(monkeypatch
     assert call(["run"]) == errors.EXIT_INTERNAL
 
 
-@pytest.mark.parametrize(("format", "first"), [("table", "Synthetic"), ("md", "**"), ("json", '{"schema"')])
+@pytest.mark.parametrize(
+    ("format", "first"),
+    [("table", "Synthetic"), ("md", "**"), ("json", '{"schema"'), ("junit", "<?xml"), ("github", "::notice")],
+)
 def test_each_format_is_what_stdout_carries(capsys, format, first):
-    run_command._print(sample_run.clean(blocks=2, dtypes=("float32",)), format, Path("report.html"))
+    formats.show(sample_run.clean(blocks=2, dtypes=("float32",)), format, Path("report.html"))
     printed = capsys.readouterr().out
     assert printed.startswith(first)
     assert ("report.html" in printed.splitlines()[-1]) == (format == "table")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parity.reporters import text
+from parity.reporters.formats import Format, show
 from parity.result import rejudge
 from parity.runfolder import read_run, write_json
 from parity.verdict import exit_code
 
 
-def report(run: Path, /) -> int:
+def report(run: Path, /, *, format: Format = "table") -> int:
     """Judge a finished run again and write its report.html; nothing is computed again.
 
     The verdicts in parity.json are renewed with this version's rules and constants; the page
@@ -26,6 +26,5 @@ def report(run: Path, /) -> int:
     result = rejudge(read_run(run))
     write_json(run / "parity.json", result)
     page = render_report(result, run / "report.html", force=True)
-    text.print_table(result)
-    print(page)
+    show(result, format, page)
     return exit_code(result["verdict"])

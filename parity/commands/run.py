@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from dataclasses import replace
@@ -19,9 +18,10 @@ from parity import suite as suites
 from parity.commands.weights_option import open_loras, open_model, open_original
 from parity.ports import environment, open_port
 from parity.reporters import text
+from parity.reporters.formats import Format, show
 from parity.run import LARGE_BYTES, Job, default_jobs, streams
 from parity.run import run as run_job
-from parity.runfolder import RunFolder, to_json
+from parity.runfolder import RunFolder
 from parity.verdict import exit_code
 
 RUNS = Path("runs")
@@ -62,7 +62,7 @@ def run(
         Parameter(help="units at once; default: as many as cores, 1 for large weights", validator=Number(gte=1)),
     ] = None,
     out: Annotated[Path | None, Parameter(help="run folder; default runs/SUITE-DATE-TIME")] = None,
-    format: Annotated[Literal["table", "json", "md"], Parameter(help="what stdout carries")] = "table",
+    format: Format = "table",
     force: Annotated[bool, Parameter(negative=(), help="overwrite a finished run in --out")] = False,
 ) -> int:
     """Compare a port with the reference, checkpoint by checkpoint.
@@ -94,7 +94,7 @@ def run(
     with text.progress(err) as progress:
         result = run_job(job, folder, shlex.join(["parity", *sys.argv[1:]]), progress)
     page = _render(result, folder.path, err)
-    _print(result, format, page)
+    show(result, format, page)
     return exit_code(result["verdict"])
 
 
@@ -137,13 +137,3 @@ def _render(result: dict, folder: Path, err: Console) -> Path:
         of_shown = result | {"cases": [case for case in result["cases"] if case["name"] in first.values()]}
         render_plots(of_shown, folder / "plots", force=True)
         return render_report(result, folder / "report.html", force=True)
-
-
-def _print(result: dict, format: str, page: Path) -> None:
-    if format == "json":
-        print(json.dumps(to_json(result), allow_nan=False))
-    elif format == "md":
-        print(text.markdown(result))
-    else:
-        text.print_table(result)
-        print(page)

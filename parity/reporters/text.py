@@ -14,6 +14,7 @@ from rich.text import Text
 
 from parity import budget
 from parity.pageimages import figure
+from parity.reporters.rows import printable
 from parity.run import Progress as Tell
 from parity.sections import component_title, group_of, is_exact
 
@@ -185,9 +186,9 @@ def _in_more(places: Sequence[Mapping[str, int]]) -> str:
 
 def markdown(run: Mapping[str, Any]) -> str:
     """The result of a run as Markdown, for a comment or a step summary."""
-    lines = [f"**{run['sentence']}**", ""]
+    lines = [f"**{_plain(run['sentence'])}**", ""]
     if run["weights"]["synthetic"]:
-        lines += [f"Synthetic weights: `{run['weights']['preset']}`.", ""]
+        lines += [f"Synthetic weights: {code(run['weights']['preset'])}.", ""]
     several = len(set(map(component_title, run["cases"]))) > 1
     lines += _rows([({"component": component_title(case)} if several else {}) | figures(case) for case in run["cases"]])
     if pictures := pictures_of(run):
@@ -195,10 +196,20 @@ def markdown(run: Mapping[str, Any]) -> str:
     if lines_of_budget := budget.table(run):
         lines += ["", f"Error budget, {budget.about(run)}:", "", *_rows(lines_of_budget)]
     sources = source_lines(run["cases"])
-    return "\n".join([*lines, *([""] if sources else []), *(f"- `{line}`" for line in sources)])
+    return "\n".join([*lines, *([""] if sources else []), *(f"- {code(line)}" for line in sources)])
+
+
+def code(text: object) -> str:
+    """Markdown's code span in one line, which nothing in the text ends."""
+    return f"`{printable(text).replace('`', chr(39))}`"
+
+
+def _plain(text: object) -> str:
+    """Text that opens no tag, no cell and no line of its own."""
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "&#96;").replace("|", "\\|")
 
 
 def _rows(lines: Sequence[Mapping[str, str]]) -> list[str]:
-    """A Markdown table; a bar in a name does not open a cell."""
+    """A Markdown table; a bar in a name does not open a cell, and a bracket no tag."""
     head = ["| " + " | ".join(lines[0]) + " |", "|" + "---|" * len(lines[0])]
-    return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in line.values()) + " |" for line in lines]
+    return head + ["| " + " | ".join(map(_plain, line.values())) + " |" for line in lines]
