@@ -15,7 +15,6 @@ from rich.console import Console
 import parity
 from parity import cli, errors
 from parity.cli import call
-from parity.commands import run as run_command
 from parity.errors import ParityError, WeightsError
 from parity.reporters import formats, text
 from parity.verdict import exit_code
