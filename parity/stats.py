@@ -103,12 +103,17 @@ def describe(x: np.ndarray, *, chunks: int = 0, distribution: bool = True) -> Ar
     """
     if x.size == 0:
         raise ValueError(f"an array of shape {x.shape} has nothing to measure")
-    sums = _Sums()
+    sums = Sums()
     flat = x.reshape(-1)
     for start in range(0, x.size, SLICE):
         sums.take(float64(flat[start : start + SLICE]), start)
+    return described(x, sums, chunks=chunks, distribution=distribution)
+
+
+def described(x: np.ndarray, sums: Sums, *, chunks: int = 0, distribution: bool = False) -> ArrayStats:
+    """`describe` of an array whose slices are in `sums`."""
     n = sums.count
-    ordered = _sorted_magnitudes(flat) if distribution and n else None
+    ordered = _sorted_magnitudes(x.reshape(-1)) if distribution and n else None
     return ArrayStats(
         shape=x.shape,
         dtype=x.dtype.name,
@@ -127,12 +132,12 @@ def describe(x: np.ndarray, *, chunks: int = 0, distribution: bool = True) -> Ar
         headroom=(maximum_of(x.dtype) / sums.absmax if sums.absmax else math.inf) if n else math.nan,
         quantiles=() if ordered is None else _quantiles(ordered),
         histogram=() if ordered is None else _histogram(ordered),
-        chunks=_chunk_ranges(x, chunks) if chunks and x.shape[-1] % chunks == 0 else (),
+        chunks=_chunk_ranges(x, chunks) if chunks and x.ndim and x.shape[-1] % chunks == 0 else (),
     )
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Running figures of the finite values of an array's slices."""
 
     count: int = 0
@@ -148,8 +153,8 @@ class _Sums:
     neg_inf: int = 0
     zeros: int = 0
 
-    def take(self, values: np.ndarray, start: int) -> None:
-        """Add one slice, whose first element is number `start` of the array."""
+    def take(self, values: np.ndarray, start: int) -> bool:
+        """Add one slice, whose first element is number `start` of the array; whether all of it is finite."""
         low, high = float(values.min()), float(values.max())  # a NaN or infinity shows here
         where = None
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -159,7 +164,7 @@ class _Sums:
             where = np.flatnonzero(np.isfinite(values))
             values = values[where]
             if values.size == 0:
-                return
+                return False
             low, high = float(values.min()), float(values.max())
         self.min, self.max = min(self.min, low), max(self.max, high)
         if max(-low, high) > self.absmax:
@@ -174,6 +179,7 @@ class _Sums:
         self.centred += float(np.dot(centred, centred)) + (mean - self.mean) ** 2 * self.count * values.size / total
         self.mean += (mean - self.mean) * values.size / total
         self.count = total
+        return where is None
 
 
 def _sorted_magnitudes(flat: np.ndarray) -> np.ndarray:

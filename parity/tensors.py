@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -33,3 +34,17 @@ def mapped(path: Path, tensor: Tensor) -> np.ndarray:
         return np.empty(tensor.shape, dtype)
     raw = np.memmap(path, np.uint8, "r", tensor.start, (tensor.stop - tensor.start,))
     return np.asarray(raw).view(dtype).reshape(tensor.shape)
+
+
+def all_mapped(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Many tensors of a file, read-only, in one map: each map of its own would hold a file open.
+
+    Raises:
+        KeyError: numpy has no dtype of one of them.
+    """
+    filled = [tensor for tensor in tensors.values() if tensor.stop > tensor.start]
+    whole = np.asarray(np.memmap(path, np.uint8, "r")) if filled else np.empty(0, np.uint8)
+    return {
+        name: whole[tensor.start : tensor.stop].view(NUMPY[tensor.dtype]).reshape(tensor.shape)
+        for name, tensor in tensors.items()
+    }

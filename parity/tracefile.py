@@ -27,7 +27,7 @@ from parity.names import parse as parts_of
 from parity.safetensors_header import and_more, json_file, read_header, shown
 from parity.sketch import DEFAULT, Spec
 from parity.stats import describe
-from parity.tensors import NUMPY, mapped
+from parity.tensors import NUMPY, all_mapped
 from parity.trace import Floor
 
 # Values are those of one column: chunks have twelve a row.
@@ -160,7 +160,7 @@ def read_sketches(path: Path, label: str = "") -> tuple[Spec, dict[str, np.ndarr
             raise UsageError(
                 f"{where}: {shown(name)} is {tensor.dtype} {list(tensor.shape)}, expected F64 or F32 [{spec.buckets}]"
             )
-    return spec, {name: mapped(path, tensor) for name, tensor in shard.tensors.items()}, shard.metadata
+    return spec, all_mapped(path, shard.tensors), shard.metadata
 
 
 def _manifest_problem(about: Mapping[str, Any]) -> str:
@@ -264,13 +264,10 @@ def read_dump(path: Path, known: Collection[str] = ()) -> dict[str, np.ndarray]:
         strangers = unknown_names(shard.tensors, known)
         if len(strangers) == len(shard.tensors):
             raise UsageError(f"{label}: none of its {len(strangers)} names is a checkpoint: {_told(strangers)}")
-    found = {}
     for name, tensor in shard.tensors.items():
-        count = math.prod(tensor.shape)
-        if count == 0:
+        if math.prod(tensor.shape) == 0:
             raise UsageError(f"{label}: {shown(name)} of shape {list(tensor.shape)} is empty")
-        found[name] = mapped(path, tensor)
-    return found
+    return all_mapped(path, shard.tensors)
 
 
 def unknown_names(names: Iterable[str], known: Collection[str], at_most: int = 20) -> dict[str, list[str]]:

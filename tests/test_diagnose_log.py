@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.diagnosis import loglines
+from parity.imports import loglines
 from parity.diagnosis.clue import Clue
 from parity.diagnosis.from_log import diagnose, from_log
-from parity.diagnosis.loglines import parse, read_lines
+from parity.imports.loglines import parse, read_lines
 from parity.errors import UsageError
 
 GOOD = """\

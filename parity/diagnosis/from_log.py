@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.diagnosis.clue import Clue, concluded
-from parity.diagnosis.loglines import Log, Pass, Range, parse, read_lines
+from parity.imports.loglines import Log, Pass, Range, parse, read_lines
 from parity.diagnosis.result import Diagnosis
 from parity.errors import UsageError
 from parity.names import BLOCK_KINDS, block_stage

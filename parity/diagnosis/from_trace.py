@@ -13,7 +13,7 @@ from typing import Any
 
 from parity.diagnosis.clue import Clue, concluded
 from parity.diagnosis.from_log import diagnose as by_ranges
-from parity.diagnosis.loglines import Log, Pass
+from parity.imports.loglines import Log, Pass
 from parity.diagnosis.result import Diagnosis, Unexplained
 from parity.diagnosis.statsclues import apart, fingerprint, suggestions
 from parity.errors import UsageError

@@ -23,8 +23,10 @@ LINE_BYTES, FILE_BYTES, READINGS = 8192, 1 << 30, 200_000
 
 Range = tuple[float, float]
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf(?:inity)?|nan)"
-_RANGE = rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
+_NUMBER = r"(?i:[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf(?:inity)?|nan))"
+# As it is, or as MLX prints an array of one value: `array(15.31, dtype=float32)`.
+_END = rf"(?:array\(\s*)?({_NUMBER})(?:\s*,\s*dtype=\w+)?\)?"
+_RANGE = rf"\[\s*{_END}\s*,\s*{_END}\s*\]"
 _TAG = re.compile(rf"\[(IMG_IN|NORMED|MODULATED|MOD|ATTN|FFN|FINAL)\]\s*(?:scale\s*=\s*)?(?:{_RANGE})?", re.IGNORECASE)
 _NAME = re.compile(
     r"(?<![\w.])(?:step\.(\d+)\.(?:cond|uncond)\.)?(?:block\.(\d+)\.(img|txt)\.([a-z0-9_]+)|"
@@ -46,11 +48,13 @@ class Pass:
     Attributes:
         label: which one: a step's number, or how many there were before.
         ranges: checkpoint -> its smallest and largest value, in the order of the log.
+        resolutions: checkpoint -> half a unit of the last digit printed: how far its ends may be off.
         scales: checkpoints of modulation parameters whose range is that of the scales only.
     """
 
     label: str
     ranges: dict[str, Range] = field(default_factory=dict)
+    resolutions: dict[str, float] = field(default_factory=dict)
     scales: set[str] = field(default_factory=set)
 
 
@@ -120,6 +124,7 @@ class _Reading:
     block: int | None
     stream: str
     tagged: bool = False
+    resolution: float = 0.0
 
 
 @dataclass
@@ -146,6 +151,7 @@ class _State:
             key = (one.stream, one.kind)
             self.counts[key] = self.counts.get(key, 0) + 1
         current.ranges[name] = (one.low, one.high)
+        current.resolutions[name] = one.resolution
         if one.tagged and one.kind == "mod":
             current.scales.add(name)
         self.ended = one.kind == "final"
@@ -174,7 +180,7 @@ def _reading(line: str, state: _State) -> tuple[_Reading | None, bool]:
         block_number = None if kind in _BLOCKLESS else int(block[1]) if block else state.block
         stream = "txt" if _TXT.search(before) else "img"
         at = int(step[1]) if step else state.step
-        return _Reading(kind, *_ends(tag[2], tag[3]), at, block_number, stream, tagged=True), False
+        return _Reading(kind, *_ends(tag[2], tag[3]), at, block_number, stream, True, _coarse(tag[2], tag[3])), False
     if name := _NAME.search(line):
         if name[6] is None:
             # A name in other output, `loading norm_out.mod`, is none of a range that was cut off.
@@ -183,8 +189,22 @@ def _reading(line: str, state: _State) -> tuple[_Reading | None, bool]:
             return None, False
         step = int(name[1]) if name[1] else state.step
         block_number = int(name[2]) if name[2] else None
-        return _Reading(name[4] or name[5], *_ends(name[6], name[7]), step, block_number, name[3] or "img"), False
+        kind, stream, ends = name[4] or name[5], name[3] or "img", (name[6], name[7])
+        return _Reading(kind, *_ends(*ends), step, block_number, stream, resolution=_coarse(*ends)), False
     return None, False
+
+
+def resolution(number: str) -> float:
+    """Half a unit of the last digit of a printed number: 0.005 of ``15.31``, 50 of ``1.2e3``; 0 of inf and nan."""
+    mantissa, _, exponent = number.lower().partition("e")
+    if not any(digit.isdigit() for digit in mantissa):
+        return 0.0
+    decimals = len(mantissa.partition(".")[2])
+    return float(f"5e{int(exponent or 0) - decimals - 1}")
+
+
+def _coarse(low: str, high: str) -> float:
+    return max(resolution(low), resolution(high))
 
 
 def _ends(low: str, high: str) -> Range:
