@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.imports import loglines
 from parity.diagnosis.clue import Clue
 from parity.diagnosis.from_log import diagnose, from_log
-from parity.imports.loglines import parse, read_lines
 from parity.errors import UsageError
+from parity.imports import loglines
+from parity.imports.loglines import parse, read_lines
 
 GOOD = """\
 loading weights [####    ]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from parity.diagnosis.clue import Clue, concluded
-from parity.imports.loglines import Log, Pass, Range, parse, read_lines
 from parity.diagnosis.result import Diagnosis
 from parity.errors import UsageError
+from parity.imports.loglines import Log, Pass, Range, parse, read_lines
 from parity.names import BLOCK_KINDS, block_stage
 from parity.names import parse as parts_of
 from parity.rangetable import RangeTable

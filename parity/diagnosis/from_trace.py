@@ -13,10 +13,10 @@ from typing import Any
 
 from parity.diagnosis.clue import Clue, concluded
 from parity.diagnosis.from_log import diagnose as by_ranges
-from parity.imports.loglines import Log, Pass
 from parity.diagnosis.result import Diagnosis, Unexplained
 from parity.diagnosis.statsclues import apart, fingerprint, suggestions
 from parity.errors import UsageError
+from parity.imports.loglines import Log, Pass
 from parity.names import Graph, qwen_image_transformer
 from parity.safetensors_header import shown
 from parity.tracefile import UNITS, Trace, of_dump, read_trace

@@ -1,4 +1,6 @@
-"""What ports write, in any language, read as one thing: an `Imported`, checkpoint by checkpoint.
+"""What ports write, in any language, read as one thing: an `Imported`, checkpoint by checkpoint."""
 
-`parity.imports.opening.open_candidate` opens it.
-"""
+from parity.imports.base import Imported, Reading
+from parity.imports.opening import open_candidate
+
+__all__ = ["Imported", "Reading", "open_candidate"]
