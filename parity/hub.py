@@ -122,6 +122,8 @@ def needed(files: Sequence[str], folders: Iterable[str]) -> tuple[str, ...]:
     ]
     folders = tuple(folders)
     chosen = {name for name in usable if name.count("/") == 1 and name.partition("/")[0] in folders}
+    if "." in folders:  # the model's own folder
+        chosen |= {name for name in usable if "/" not in name}
     if "transformer" in folders and not any(name.startswith("transformer/") for name in chosen):
         at_root = [name for name in usable if "/" not in name]
         singles = [name for name in at_root if name.endswith(".safetensors")]
@@ -232,7 +234,7 @@ def _from_cache(hub_id: HubId, asked: tuple[str, ...] | None, why: str) -> Snaps
                 hub_id.repository,
                 revision=hub_id.revision,
                 local_files_only=True,
-                allow_patterns=[f"{folder}/*{suffix}" for folder in folders for suffix in _SUFFIXES],
+                allow_patterns=[f"{folder}/*{suffix}".removeprefix("./") for folder in folders for suffix in _SUFFIXES],
             )
         )
     except LocalEntryNotFoundError:

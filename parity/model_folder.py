@@ -6,6 +6,7 @@
     tokenizer/  processor/              files of the tokenizer and of the picture processor
 
 Only what a suite needs is looked at. The transformer's folder alone is a model for suites that need nothing else.
+Of a component from outside, folders are plain ones (`parity.plain_weights`): nothing is known of their tensors.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from parity import checkpoint as checkpoints
+from parity import plain_weights
 from parity.checkpoint import Checkpoint
 from parity.errors import WeightsError
 from parity.safetensors_header import json_file, shown
@@ -40,7 +42,8 @@ class ModelFolder:
         files: folder -> hash of its small files, for folders without weights.
         pipeline: name of the pipeline's class; None without a ``model_index.json``.
         synthetic: preset of generated weights; None for real ones.
-        origin: what `describe` says of a model from a hub; empty for others.
+        origin: what `describe` says of a model from a hub or a package; empty for others.
+        plain: folder -> files that were asked for, of those that are looked at as plain ones.
     """
 
     root: Path
@@ -50,6 +53,7 @@ class ModelFolder:
     pipeline: str | None
     synthetic: str | None
     origin: Mapping[str, str] = field(default_factory=dict)
+    plain: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -109,32 +113,43 @@ class ModelFolder:
         }
 
 
-def inspect(path: Path, folders: Iterable[str] = ("transformer",)) -> ModelFolder:
+def inspect(
+    path: Path, folders: Iterable[str] = ("transformer",), plain: Mapping[str, tuple[str, ...]] | None = None
+) -> ModelFolder:
     """Find the components a suite needs and check all of them but the values of the tensors.
 
     Args:
         path: a model's folder, or that of a transformer alone.
         folders: names of the folders that are needed.
+        plain: those of them that are plain: folder -> files that must be there.
 
     Raises:
         WeightsError: something is missing, damaged or of another kind; the message says which.
     """
-    folders = tuple(folders)
-    _check_there(path, folders)
+    folders, plain = tuple(folders), dict(plain or {})
+    ours = tuple(folder for folder in folders if folder not in plain)
+    if ours:
+        _check_there(path, ours)
     configs: dict[str, Mapping[str, Any]] = {}
     found: dict[str, Checkpoint] = {}
     files: dict[str, str] = {}
     for folder in folders:
-        if folder in WITH_SHARDS:
+        if folder in plain:
+            one = plain_weights.inspect(path, folder, plain[folder])
+            found[folder], configs[folder] = one.checkpoint, one.checkpoint.config
+            if one.files:
+                files[folder] = one.files
+        elif folder in WITH_SHARDS:
             found[folder] = checkpoints.inspect(path, folder)
             configs[folder] = found[folder].config
         else:
             configs[folder] = _read_config(path / folder / CONFIG_FILE[folder])
             files[folder] = _hash_of_files(path / folder)
-    alone = folders == ("transformer",)
+    alone = folders == ours == ("transformer",)
     root = found["transformer"].root if alone else path
     presets = [checkpoints.synthetic_preset(path), *(one.synthetic for one in found.values())]
-    return ModelFolder(root, configs, found, files, _pipeline_class(path), next(filter(None, presets), None))
+    preset = next(filter(None, presets), None)
+    return ModelFolder(root, configs, found, files, _pipeline_class(path), preset, plain=plain)
 
 
 def _check_there(path: Path, folders: tuple[str, ...]) -> None:

@@ -99,10 +99,23 @@ class RangeTable:
             raise UsageError(f"no range table {text!r}; known: {known}, or the path of a .toml file") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise UsageError(f"range table {path}: {error}") from None
-        problems = _table_problems(content)
+        return cls.parse(content, f"range table {path}")
+
+    @classmethod
+    def parse(cls, content: Any, where: str) -> RangeTable:
+        """A table from the contents of its file, which a run keeps as well.
+
+        Args:
+            content: as TOML or JSON has it.
+            where: for messages.
+
+        Raises:
+            UsageError: unknown keys or wrong values, all named.
+        """
+        problems = _table_problems(content) if isinstance(content, Mapping) else ["no table"]
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise UsageError(f"range table {path}: {problems[0]}{more}", problems)
+            raise UsageError(f"{where}: {problems[0]}{more}", problems)
         top = {key: value for key, value in content.items() if key not in ("schema", "row")}
         return cls(rows=tuple(map(_row, content["row"])), **top)
 
@@ -127,14 +140,20 @@ class RangeTable:
         rows = (RangeRow(c, c, float(s["min"]), float(s["max"]), source) for c, s in stats.items())
         return cls(name, tuple(rows), title)
 
+    def contents(self) -> dict[str, Any]:
+        """The table as plain values, which `parse` reads back."""
+        top = {"schema": SCHEMA, "name": self.name, "title": self.title, "slack": self.slack, "absent": self.absent}
+        rows = [
+            {key: value for key, value in asdict(row).items() if value != () and (key, value) != ("note", "")}
+            for row in self.rows
+        ]
+        return {**top, "row": rows}
+
     def dump(self) -> str:
         """The table as TOML that `load` reads back exactly."""
-        top = {"schema": SCHEMA, "name": self.name, "title": self.title, "slack": self.slack, "absent": self.absent}
-        parts = [_toml(top)]
-        for row in self.rows:
-            entry = {key: value for key, value in asdict(row).items() if value != () and (key, value) != ("note", "")}
-            parts.append("[[row]]\n" + _toml(entry))
-        return "\n".join(parts)
+        top = self.contents()
+        rows = top.pop("row")
+        return "\n".join([_toml(top), *("[[row]]\n" + _toml(row) for row in rows)])
 
     def rows_for(self, checkpoint: str, last_block: int | None = None) -> tuple[RangeRow, ...]:
         """All rows that speak of a checkpoint.

@@ -6,13 +6,16 @@ this one dictionary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from parity import verdict
 from parity.components import build_graph
+from parity.errors import UsageError
+from parity.names import parse
 from parity.rangetable import RangeTable
 from parity.runfolder import SCHEMA, from_json, to_json
+from parity.safetensors_header import shown
 
 Run = dict[str, Any]
 
@@ -22,13 +25,17 @@ def judge_case(case: Mapping[str, Any], table: RangeTable | None) -> dict[str, A
 
     Args:
         case: name, mode, dtype, graph and ``checkpoints`` (rows as measured).
-        table: documented ranges; none are checked without it.
+        table: ranges of its component; none are checked without it.
+
+    Raises:
+        UsageError: the case has no graph, or rows that are not those of its graph.
     """
-    graph = build_graph(case["graph"])
-    rows = verdict.judge(case["checkpoints"], graph, isolated=case["mode"] == "isolated")
-    # The documented ranges speak of the transformer.
-    table = table if case["graph"]["name"] == "transformer" else None
-    last = case["graph"].get("num_layers", 0) - 1
+    try:
+        graph = build_graph(case["graph"])
+        rows = verdict.judge(case["checkpoints"], graph, isolated=case["mode"] == "isolated")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"case {shown(str(case.get('name')))} cannot be judged: {shown(str(error))}") from error
+    last = last_block(graph.parents)
     for row in rows:
         row["range"] = range_of(row, table, last) if table and row["candidate"] else None
     counts = verdict.count(rows)
@@ -39,6 +46,11 @@ def judge_case(case: Mapping[str, Any], table: RangeTable | None) -> dict[str, A
         "sources": [row["name"] for row in rows if row["source"]],
         "checkpoints": rows,
     }
+
+
+def last_block(names: Iterable[str]) -> int:
+    """Index of the last ``block.NN`` among some names; -1 where there is none."""
+    return max((parse(name).block or 0 for name in names if name.startswith("block.")), default=-1)
 
 
 _SEVERITY = ("inside", "absent", "outside")
@@ -59,10 +71,15 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
 
     Args:
         cases: with measured rows.
-        about: weights, environment, suite, command, started, seconds, resources.
-        table: documented ranges.
+        about: weights, environment, suite, command, started, seconds, resources; ``ranges``, the contents of a table
+            for all cases, in the place of the documented one.
+        table: documented ranges, which speak of the transformer.
+
+    Raises:
+        UsageError: a case or a table that a file holds is none.
     """
-    judged = [judge_case(case, table) for case in cases]
+    own = RangeTable.parse(about["ranges"], "range table of the run") if "ranges" in about else None
+    judged = [judge_case(case, own or (table if case["graph"]["name"] == "transformer" else None)) for case in cases]
     counts = verdict.add(case["counts"] for case in judged)
     overall = verdict.overall(counts)
     first = next(
@@ -87,7 +104,7 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
     return from_json(to_json(run))
 
 
-_ABOUT = ("weights", "environment", "suite", "ports", "command", "started", "seconds", "resources")
+_ABOUT = ("weights", "environment", "suite", "ranges", "ports", "command", "started", "seconds", "resources")
 
 
 def rejudge(run: Mapping[str, Any]) -> Run:

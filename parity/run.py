@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import platform
 import time
@@ -16,15 +17,15 @@ from typing import Any
 
 import psutil
 
-from parity import memory, result, run_pictures, trace, workers
-from parity.components import build_graph
+from parity import memory, outside, result, run_pictures, trace, workers
 from parity.components.base import Case
 from parity.disk import free_on
 from parity.errors import ResourceError
+from parity.guarded import GuardedPort
 from parity.lockstep import Chains, Lockstep, StageResult, Unit, iterate
 from parity.lora import LoraFile
 from parity.model_folder import ModelFolder
-from parity.ports import Port, environment, open_port
+from parity.ports import BUILTIN, Port, environment, open_port
 from parity.prefetch import Prefetcher
 from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
@@ -51,6 +52,7 @@ class Job:
         jobs: units run at once, each in a process of its own; 1 is this process.
         loras: LoRAs that both sides wear.
         original: the weights that those of `model` were quantized from, where that error is to be measured.
+        reference: the port it is held against, named in the same way.
     """
 
     suite: Suite
@@ -60,6 +62,7 @@ class Job:
     jobs: int = 1
     loras: tuple[LoraFile, ...] = ()
     original: ModelFolder | None = None
+    reference: str = "reference"
 
     @property
     def units(self) -> list[Unit]:
@@ -67,7 +70,7 @@ class Job:
         return [
             Unit(planned.case, dtype, planned.modes, graph, planned.draws, self.truth)
             for planned in self.suite.cases
-            for graph in [build_graph(planned.case.graph(self.model.configs, planned.detail))]
+            for _, graph in [outside.graph(planned.case, self.model.configs, planned.detail)]
             for dtype in planned.dtypes
         ]
 
@@ -75,6 +78,7 @@ class Job:
         """What opens the same ports on the same weights again: ``ports`` of ``parity.json``."""
         return {
             "candidate": self.candidate,
+            "reference": self.reference,
             "weights": str(self.model.root.resolve()),
             "lora": [f"{one.adapter.path.resolve()}@{one.adapter.scale}" for one in self.loras],
         }
@@ -87,9 +91,24 @@ class Job:
             "lora": [{"sha256": lora.sha256, "scale": lora.adapter.scale} for lora in self.loras],
             "original": self.original.fingerprint() if self.original else None,
             "candidate": self.candidate,
+            "reference": self.reference,
+            # A component from outside may have changed since.
+            "graphs": [_digest(unit) for unit in self.units if unit.case.plain],
             "truth": self.truth,
             "versions": {name: _version(name) for name in ("mlx", "torch", "diffusers", "peft", "numpy", "mlx-parity")},
         }
+
+
+def _digest(unit: Unit) -> str:
+    """What tells a unit's component and graph from others."""
+    made = (unit.case.component, *unit.graph.parents.items(), *unit.graph.stage.items(), unit.graph.expected)
+    return hashlib.sha256(repr((made, sorted(unit.graph.exact), unit.graph.pictures)).encode()).hexdigest()
+
+
+def open_reference(spec: str) -> Port:
+    """The reference that a job names; a user's own is watched (`parity.guarded`)."""
+    port = open_port(spec)
+    return port if spec in BUILTIN else GuardedPort(port)
 
 
 def _version(package: str) -> str | None:
@@ -135,10 +154,12 @@ def run(
             spent.update(line["seconds"])
         _write_traces(job, unit, lines, folder.path, found_in)
     original = {"original": job.original.describe()} if job.original else {}
+    ranges = {"ranges": job.suite.ranges.contents()} if job.suite.ranges else {}
     about = {
         "weights": job.model.describe() | {"lora": [lora.describe() for lora in job.loras]} | original,
         "environment": found_in,
         "suite": job.suite.name,
+        **ranges,
         "ports": job.ports(),
         "command": command,
         "started": started.isoformat(timespec="seconds"),
@@ -182,7 +203,7 @@ def _run_units(
 def _unit_task(job: Job, unit: Unit, path: Path, lockstep: type[Lockstep]) -> Iterator[tuple[str, Any]]:
     """Run the stages of a unit that are not on disk yet; tells the environment and every stage, old and new."""
     folder = RunFolder(path)
-    reference, candidate = open_port("reference"), open_port(job.candidate)
+    reference, candidate = open_reference(job.reference), open_port(job.candidate)
     yield "environment", _environment(reference, candidate, job.jobs)
     lines, chains = folder.resume(unit.key)
     yield from (("stage", (unit.key, line["stage"])) for line in lines)
@@ -191,7 +212,7 @@ def _unit_task(job: Job, unit: Unit, path: Path, lockstep: type[Lockstep]) -> It
     original = job.original.root if job.original else None
     side_by_side = lockstep(unit, reference, candidate, job.model.root, [lora.adapter for lora in job.loras], original)
     if chains is None:
-        chains = side_by_side.start(unit.case.inputs(job.model.configs, unit.dtype))
+        chains = side_by_side.start(outside.inputs(unit.case, job.model.configs, unit.dtype))
     for done, (stage, after, stage_result) in enumerate(
         _stages(job, unit, side_by_side, chains, len(lines)), len(lines) + 1
     ):
@@ -248,14 +269,15 @@ def _entry(stage: str, found: StageResult) -> dict[str, Any]:
 def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One case of ``parity.json`` per mode of a unit."""
     detail = {planned.case.name: planned.detail for planned in job.suite.cases}[unit.case.name]
+    described, _ = outside.graph(unit.case, job.model.configs, detail)
     for mode in unit.modes:
         case = {
             "name": unit.case.name,
             "mode": mode,
             "dtype": unit.dtype,
             "component": unit.case.component,
-            "graph": unit.case.graph(job.model.configs, detail),
-            "inputs": unit.case.describe(),
+            "graph": described,
+            "inputs": outside.describe(unit.case),
             "request": asdict(unit.case),
             "amplification": _amplification(lines) if mode == "accumulated" else None,
             "pictures": [one for line in lines for one in line["pictures"]] if mode == "accumulated" else [],
@@ -275,7 +297,7 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
         stats = {name: figures for line in lines for name, figures in line["stats"][side].items()}
         about = {
             "side": side,
-            "case": unit.case.describe() | {"name": unit.case.name},
+            "case": outside.describe(unit.case) | {"name": unit.case.name},
             "dtype": unit.dtype,
             "mode": unit.modes[-1],
             "component": unit.case.component,

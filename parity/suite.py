@@ -1,13 +1,15 @@
 """Suites: which cases a run compares, in which dtypes and modes. One TOML file each.
 
 title = "…"                 one line for people
-weights = "synthetic:tiny"  used when --weights is not given
+weights = "synthetic:tiny"  used when --weights is not given; may be left out
+ranges = "mine.toml"        range table for the values of all cases, beside the suite's file; may be left out
 detail = "full"             kinds, block or full
 draws = 3                   jittered runs of the reference that enter the floor
 include = ["text", "vae"]   other suites whose cases come first, at their own detail and draws
 
 [[case]]
-component = "transformer"   which part of the model; the default
+component = "transformer"   which part of the model; the default. One from outside: "package.module:CaseClass",
+                            found beside the suite's file or in the working directory
 name = "square"
 seed = 0
 dtypes = ["float32"]
@@ -27,15 +29,18 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from parity import outside
 from parity.components import COMPONENTS, case_class
 from parity.components.base import DTYPES, Case
 from parity.errors import UsageError
 from parity.names import LEVELS
+from parity.rangetable import RangeTable
 
 MODES = ("isolated", "accumulated")
 FOLDER = Path(__file__).parent / "suites"
 
-_SUITE_KEYS = {"title": str, "weights": str, "detail": str, "draws": int}
+_SUITE_KEYS = {"title": str, "weights": str, "ranges": str, "detail": str, "draws": int}
+_OPTIONAL_KEYS = ("weights", "ranges")
 _PLAN_KEYS = {"dtypes": tuple[str, ...], "modes": tuple[str, ...]}
 
 
@@ -57,17 +62,40 @@ class Planned:
 
 @dataclass(frozen=True)
 class Suite:
-    """A read suite; see the head of the file for the fields."""
+    """A read suite; see the head of the file for the fields.
+
+    Attributes:
+        weights: empty where the suite names none.
+        ranges: the table for all its cases; None for the documented one of Qwen-Image's transformer.
+    """
 
     name: str
     title: str
     weights: str
     cases: tuple[Planned, ...]
+    ranges: RangeTable | None = None
 
     @property
     def folders(self) -> tuple[str, ...]:
         """Folders of the checkpoint that its cases need."""
         return tuple(dict.fromkeys(folder for planned in self.cases for folder in planned.case.folders))
+
+    @property
+    def plain(self) -> dict[str, tuple[str, ...]]:
+        """Those of them that are plain: folder -> files that must be there; see `parity.components.base.Case`.
+
+        Raises:
+            UsageError: one component takes a folder for a plain one, another for one of Qwen-Image.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for case in (planned.case for planned in self.cases if planned.case.plain):
+            for folder in case.folders:
+                found[folder] = tuple(dict.fromkeys((*found.get(folder, ()), *case.files)))
+        for case in (planned.case for planned in self.cases if not planned.case.plain):
+            if both := found.keys() & set(case.folders):
+                said = f"folder {min(both)!r} is a plain one of one component, and another layout's of {case.component}"
+                raise UsageError(f"suite {self.name!r}: {said}")
+        return found
 
     def narrowed(
         self,
@@ -127,8 +155,10 @@ def _load(name: str, within: tuple[str, ...]) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"suite {path}: not TOML: {error}") from None
     where = f"suite {path.name}"
+    if path.parent != FOLDER:
+        outside.look_in(path.parent)  # the author's modules lie beside the suite, components and ports
     included, own = data.pop("include", []), data.pop("case", [])
-    data = _checked(where, data, _SUITE_KEYS)
+    data = {"weights": "", "ranges": ""} | _checked(where, data, _SUITE_KEYS, _OPTIONAL_KEYS)
     included = _converted(f"{where}: include", included, tuple[str, ...])
     _check_known("detail", [data["detail"]], LEVELS, where)
     if data["draws"] < 1:
@@ -140,14 +170,14 @@ def _load(name: str, within: tuple[str, ...]) -> Suite:
     names = [planned.case.name for planned in cases]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"{where}: case names must be there and differ: {', '.join(names) or 'none'}")
-    return Suite(path.stem, data["title"], data["weights"], cases)
+    ranges = RangeTable.load(path.parent / data["ranges"]) if data["ranges"] else None
+    return Suite(path.stem, data["title"], data["weights"], cases, ranges)
 
 
 def _planned(where: str, entry: dict[str, Any], detail: str, draws: int) -> Planned:
     where = f"{where}, case {entry.get('name', '?')!r}"
     component = entry.pop("component", "transformer")
-    _check_known("component", [component], COMPONENTS, where)
-    kind = case_class(component)
+    kind = _case_class(component, where)
     hints = get_type_hints(kind)
     wanted = {field.name: hints[field.name] for field in fields(kind)}
     optional = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
@@ -162,7 +192,22 @@ def _planned(where: str, entry: dict[str, Any], detail: str, draws: int) -> Plan
         raise UsageError(f"{where}: a name is of letters, digits, '-', '_' and '.', at most 100")
     if values["seed"] < 0:
         raise UsageError(f"{where}: seed is {values['seed']}, expected 0 or more")
-    return Planned(kind(**values), dtypes, modes, detail, draws)
+    try:
+        return Planned(kind(**values), dtypes, modes, detail, draws)
+    except UsageError:
+        raise
+    except Exception as error:
+        if component in COMPONENTS:
+            raise
+        raise UsageError(f"{where}: {component} raised {outside.spell(error)}") from error
+
+
+def _case_class(component: Any, where: str) -> type[Case]:
+    """The class of a component's cases; one with a colon in its name is the user's own."""
+    if isinstance(component, str) and ":" in component:
+        return outside.case_class(component, where)
+    _check_known("component", [component], COMPONENTS, where)
+    return case_class(component)
 
 
 def _checked(

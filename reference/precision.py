@@ -141,6 +141,9 @@ class _HalfOnCpu(TorchFunctionMode):
         scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            # Not −∞ but a large number where nothing is to be seen, as transformers makes them.
+            scores, attn_mask = scores + attn_mask, None
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         probabilities = scores.softmax(-1)

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from parity import diagnosispage
+from parity.components import COMPONENTS
 from parity.diagnosis.fault import Fault, by_code, catalogue
 from parity.errors import EXIT_DIVERGENCE, EXIT_PARITY, UsageError
 from parity.reporters import diagnosis as reporter
@@ -107,13 +108,14 @@ def _run(folder: Path, weights: str | None, candidate: str | None, python: Seque
     from parity.diagnosis.reopen import Reopened, case_of
     from parity.known_bugs import matching
     from parity.ports import open_port
-    from parity.report import render_report
 
     run = read_run(folder)
     err = Console(stderr=True, highlight=False)
     if not isinstance(run.get("ports"), dict):
         raise UsageError(f"{folder}: written by an older version, which did not keep its ports; run it again")
-    cases = [case_of(row) for row in run["cases"]]
+    cases = [case_of(row) for row in run["cases"] if row["component"] in COMPONENTS]
+    if not cases:
+        return _foreign(run, folder)
     folders = dict.fromkeys(name for case in cases for name in case.folders)
     with err.status("opening weights") as status:
         model = open_model(weights or run["ports"]["weights"], folders, err, later=lambda _: True)
@@ -126,9 +128,28 @@ def _run(folder: Path, weights: str | None, candidate: str | None, python: Seque
             diagnosis.notes += [
                 f"known of this run's versions: {bug.line}" for bug in bugs if bug.code.startswith("backend.")
             ]
-        found = diagnosis.to_json()
-        write_json(folder / diagnosispage.FILE, found)
-        render_report(run, folder / "report.html", force=True)
+        return _kept(diagnosis.to_json(), run, folder)
+
+
+def _foreign(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run of components from outside alone: where it parts is said, why is not."""
+    from parity.diagnosis.from_run import diagnose as from_run
+
+    diagnosis = from_run(run, None, catalogue())
+    components = ", ".join(dict.fromkeys(row["component"] for row in run["cases"]))
+    diagnosis.notes.append(
+        f"{components}: a component from outside: the run tells at which checkpoints it parts and what they are "
+        "computed from; recipes and faults to prove a cause with are written for Qwen-Image only"
+    )
+    return _kept(diagnosis.to_json(), run, folder)
+
+
+def _kept(found: dict[str, Any], run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What was found, written into the run's folder and its page."""
+    from parity.report import render_report
+
+    write_json(folder / diagnosispage.FILE, found)
+    render_report(run, folder / "report.html", force=True)
     return to_json(found)
 
 

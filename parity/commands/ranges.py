@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from parity import trace
+from parity.components import COMPONENTS
 from parity.disk import room_for
 from parity.errors import EXIT_DIVERGENCE, EXIT_INCOMPLETE, EXIT_PARITY, OutputExistsError, UsageError
 from parity.rangetable import RangeRow, RangeTable
+from parity.result import last_block
 from parity.runfolder import read_run
 
 WIDTH = 80
@@ -35,7 +37,9 @@ def check(
     run: Path,
     /,
     *,
-    table: Annotated[str, Parameter(help="name of a table, or the path of a .toml file")] = "qwen-image",
+    table: Annotated[
+        str | None, Parameter(help="name of a table, or the path of a .toml file; the run's own, or qwen-image")
+    ] = None,
     side: Annotated[Side, Parameter(help="whose values; a trace has only its own")] = "candidate",
 ) -> int:
     """Check the values of a run or a trace against documented ranges.
@@ -49,7 +53,7 @@ def check(
     run
         run folder, its parity.json, or a trace folder.
     """
-    ranges = RangeTable.load(table)
+    ranges = RangeTable.load(table) if table else _own(run) or RangeTable.load("qwen-image")
     units = list(_units(run, side))
     worst = {row.name: _worst(ranges, row, units) for row in ranges.rows}
     _print_check(ranges, worst)
@@ -112,23 +116,38 @@ def show(table: str = "qwen-image", /) -> int:
     return EXIT_PARITY
 
 
+def _own(path: Path) -> RangeTable | None:
+    """The table that a run's suite brought along."""
+    if (path / "manifest.json").is_file():
+        return None
+    run = read_run(path)
+    return RangeTable.parse(run["ranges"], f"{path}: range table") if "ranges" in run else None
+
+
 def _units(path: Path, side: Side) -> Iterator[Unit]:
-    """The statistics of a trace, or of every case of a run."""
+    """The statistics of a trace, or of the cases of a run: those of the transformer and of components from outside."""
     manifest = path / "manifest.json"
     if manifest.is_file():
         try:
-            layers = json.loads(manifest.read_text())["configs"]["transformer"]["num_layers"]
+            about = json.loads(manifest.read_text())
             stats = trace.read_stats(path)
+            of_qwen = about.get("component", "transformer") == "transformer"
+            last = about["configs"]["transformer"]["num_layers"] - 1 if of_qwen else last_block(stats)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path}: not a trace this version reads ({type(error).__name__}: {error})") from None
-        yield _safe(path.name), stats, layers - 1
+        yield _safe(path.name), stats, last
         return
     run = read_run(path)
-    for case in (case for case in run["cases"] if case["component"] == "transformer"):
-        layers = case["graph"]["num_layers"]
+    others = set(COMPONENTS) - {"transformer"}
+    for case in (case for case in run["cases"] if case["component"] not in others):
         label = _safe(f"{case['name']} {case['dtype']} {case['mode']}")
-        rows = {row["name"]: _of_row(row, side) for row in case["checkpoints"] if row[side] is not None}
-        yield label, rows, layers - 1
+        # What must be equal bit for bit (ids, masks) are a case's own numbers, without a range to expect.
+        rows = {
+            row["name"]: _of_row(row, side)
+            for row in case["checkpoints"]
+            if row[side] is not None and row.get("floor_by") != "exact"
+        }
+        yield label, rows, last_block(row["name"] for row in case["checkpoints"])
 
 
 def _of_row(row: Mapping[str, Any], side: Side) -> Stats:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from parity import estimate, memory
 from parity import suite as suites
 from parity.commands.weights_option import open_loras, open_model, open_original
+from parity.errors import UsageError
 from parity.ports import environment, open_port
 from parity.reporters import text
 from parity.reporters.formats import Format, show
@@ -47,6 +49,9 @@ def run(
     candidate: Annotated[
         str, Parameter(help="the port under test: mlx_impl, a copy of it, package.module:attribute")
     ] = "mlx_impl",
+    reference: Annotated[
+        str, Parameter(help="the port it is held against, for a model of your own: package.module:attribute")
+    ] = "reference",
     dtype: Annotated[
         tuple[Literal["float32", "bfloat16", "float16"], ...],
         Parameter(negative=(), help="instead of the suite's dtypes; repeatable"),
@@ -74,19 +79,23 @@ def run(
     Parameters
     ----------
     suite
-        name of a suite, or the path of a .toml file; without one "default", and "full" for a model
-        of many gigabytes.
+        name of a suite, or the path of a .toml file, which may name components of your own; without one
+        "default", and "full" for a model of many gigabytes.
     """
     chosen = suites.load(suite or "default").narrowed(case, dtype, detail, inside)
     err = Console(stderr=True, highlight=False)
     planned = [one.case for one in chosen.cases]
-    model = open_model(weights or chosen.weights, chosen.folders, err, later=lambda found: streams(found, planned))
+    where = weights or chosen.weights
+    if not where:
+        raise UsageError(f"suite {chosen.name!r} names no weights: give --weights DIR")
+    later = partial(streams, cases=planned)
+    model = open_model(where, chosen.folders, err, later=later, plain=chosen.plain)
     if suite is None and model.nbytes > FULL_BYTES:
         chosen = suites.load("full").narrowed(case, dtype, detail, inside)
         err.print(f"{memory.spell(model.nbytes)} of weights: suite full, {chosen.title}", markup=False)
     loras = open_loras(lora, model, err)
     before = open_original(original, model, err) if original else None
-    job = Job(chosen, model, candidate, truth, loras=loras, original=before)
+    job = Job(chosen, model, candidate, truth, loras=loras, original=before, reference=reference)
     job = replace(job, jobs=default_jobs(model, len(job.units)) if jobs is None else jobs)
     _say_what_it_takes(job, err)
     plan = job.plan(model.fingerprint())
@@ -106,7 +115,7 @@ def _say_what_it_takes(job: Job, err: Console) -> None:
     if job.model.nbytes <= LARGE_BYTES:
         return
     rates = None
-    if all(environment(open_port(spec)).get("device") == "cpu" for spec in ("reference", job.candidate)):
+    if all(environment(open_port(spec)).get("device") == "cpu" for spec in (job.reference, job.candidate)):
         with err.status("measuring this machine"):
             rates = estimate.measure_rates(job.model)
     for unit, level in units:

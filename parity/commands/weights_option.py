@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from parity import hub, lora, model_folder
+from parity import hub, lora, model_folder, plain_weights
 from parity.errors import UsageError, WeightsError
 from parity.safetensors_header import shown
 
@@ -25,7 +25,7 @@ class Found:
 
     Attributes:
         path: of the model.
-        origin: what ``weights`` of ``parity.json`` says of a model from a hub; empty for others.
+        origin: what ``weights`` of ``parity.json`` says of a model from a hub or a package; empty for others.
     """
 
     path: Path
@@ -36,7 +36,8 @@ def find(weights: str, folders: Iterable[str] | None = None) -> Found:
     """Where the model lies that ``--weights`` means; one of a hub is downloaded if need be.
 
     Args:
-        weights: a model's folder, ``org/name[@revision]`` on a hub, or ``synthetic:PRESET``, made on first use.
+        weights: a model's folder, ``org/name[@revision]`` on a hub, ``package:NAME/FOLDER`` of an installed package,
+            or ``synthetic:PRESET``, made on first use.
         folders: the components that are needed; None for those that there are.
 
     Raises:
@@ -47,6 +48,8 @@ def find(weights: str, folders: Iterable[str] | None = None) -> Found:
         from parity.commands.synth import ensure
 
         return Found(ensure(weights.removeprefix(SYNTHETIC)))
+    if weights.startswith(plain_weights.PACKAGE):
+        return Found(plain_weights.in_package(weights), {"path": weights})
     hub_id = hub.parse(weights)
     if hub_id is None:
         return Found(Path(weights))
@@ -66,6 +69,7 @@ def open_model(
     err: Console,
     *,
     later: Callable[[model_folder.ModelFolder], bool] | None = None,
+    plain: Mapping[str, tuple[str, ...]] | None = None,
 ) -> model_folder.ModelFolder:
     """The model that was asked for, every tensor of it looked at.
 
@@ -74,13 +78,14 @@ def open_model(
         folders: the components that are needed.
         err: where progress and remarks go.
         later: whether the values of an inspected model will be looked at by whoever reads them.
+        plain: see `parity.model_folder.inspect`.
 
     Raises:
         WeightsError: it is not there, is damaged, or holds values that are not finite.
     """
     folders = tuple(folders)
     where = find(weights, folders)
-    found = replace(model_folder.inspect(where.path, folders), origin=where.origin)
+    found = replace(model_folder.inspect(where.path, folders, plain), origin=where.origin)
     if later is not None and later(found):
         zero: tuple[str, ...] = ()
     else:
@@ -106,7 +111,7 @@ def open_original(original: str, model: model_folder.ModelFolder, err: Console) 
         WeightsError: it is not there, is damaged, or quantized itself.
         UsageError: it is of another shape than the model, or configured otherwise.
     """
-    found = open_model(original, tuple(model.configs), err)
+    found = open_model(original, tuple(model.configs), err, plain=model.plain)
     if found.bits:
         raise WeightsError(f"--original {original}: packed as well; name the weights before quantization")
     for folder, one in found.checkpoints.items():

@@ -1,6 +1,7 @@
-"""The components that suites speak of: each has a class of cases and a function that builds its graph.
+"""The components that come with the toolkit: each has a class of cases and a function that builds its graph.
 
-A component is found by its name and loaded when it is asked for.
+A component is found by its name and loaded when it is asked for. Those from outside (`parity.outside`) write their
+graphs out, and are found by nobody: what a run keeps is judged without them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from parity import listed
 from parity.components.base import Case
 from parity.names import Graph
 
@@ -40,11 +42,13 @@ def _build(name: str, arguments: tuple[tuple[str, Any], ...]) -> Graph:
 
 
 def build_graph(described: Mapping[str, Any]) -> Graph:
-    """The graph that `Case.graph` described, as a run wrote it down.
+    """The graph that `Case.graph` described, as a run wrote it down: a component's numbers, or one that is listed.
 
     Raises:
         KeyError, TypeError, ValueError: it describes none.
     """
+    if described["name"] == listed.NAME:
+        return listed.build(described)
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
     return _build(arguments.pop("name"), tuple(sorted(arguments.items())))
 

@@ -48,6 +48,9 @@ class Case(ABC):
         folders: folders of the checkpoint that it is made of.
         streamed: whether a stage owns the tensors that have its number in their names, so that they
             can be read ahead of it.
+        plain: whether its folders hold ``*.safetensors`` and `files` as they are, ``.`` being the model's own
+            folder; else they are in one of the layouts of Qwen-Image (`parity.layouts`).
+        files: of a plain folder: what must be there besides the weights. The first is its config, in JSON.
         name: unique within its suite; becomes part of file names.
         seed: of the random inputs.
     """
@@ -55,6 +58,8 @@ class Case(ABC):
     component: ClassVar[str]
     folders: ClassVar[tuple[str, ...]]
     streamed: ClassVar[bool] = False
+    plain: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ("config.json",)
 
     name: str
     seed: int
@@ -69,7 +74,9 @@ class Case(ABC):
 
     @abstractmethod
     def graph(self, configs: Configs, level: str) -> dict[str, Any]:
-        """What builds the graph again: its ``name`` in `parity.components`, and the arguments of its function."""
+        """What builds the graph again: its ``name`` in `parity.components`, and the arguments of its function; of a
+        component from outside, what `parity.listed.Listing.listed` gives.
+        """
 
     def work(self, configs: Configs, level: str) -> Work | None:
         """What one pass takes, for estimates; None where nobody has worked it out.

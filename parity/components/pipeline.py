@@ -58,6 +58,7 @@ class PipelineCase(Case):
     """
 
     component: ClassVar[str] = "pipeline"
+    plain: ClassVar[bool] = False
 
     kind: str
     prompts: tuple[str, ...]

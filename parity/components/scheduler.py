@@ -41,6 +41,7 @@ class SchedulerCase(Case):
     """
 
     component: ClassVar[str] = "scheduler"
+    plain: ClassVar[bool] = False
     folders: ClassVar[tuple[str, ...]] = ("scheduler",)
 
     image: tuple[int, int]

@@ -53,6 +53,7 @@ class TextCase(Case):
     """
 
     component: ClassVar[str] = "text"
+    plain: ClassVar[bool] = False
     folders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     streamed: ClassVar[bool] = True
 

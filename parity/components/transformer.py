@@ -29,6 +29,7 @@ class TransformerCase(Case):
     """
 
     component: ClassVar[str] = "transformer"
+    plain: ClassVar[bool] = False
     folders: ClassVar[tuple[str, ...]] = ("transformer",)
     streamed: ClassVar[bool] = True
 

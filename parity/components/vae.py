@@ -162,6 +162,7 @@ class VaeCase(Case):
     """
 
     component: ClassVar[str] = "vae"
+    plain: ClassVar[bool] = False
     folders: ClassVar[tuple[str, ...]] = ("vae",)
 
     image: tuple[int, int]

@@ -106,6 +106,7 @@ class VisionCase(Case):
     """
 
     component: ClassVar[str] = "vision"
+    plain: ClassVar[bool] = False
     folders: ClassVar[tuple[str, ...]] = ("text_encoder", "processor")
     streamed: ClassVar[bool] = True
 

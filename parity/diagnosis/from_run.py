@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from parity.components import COMPONENTS
 from parity.components.base import Case
 from parity.diagnosis.fault import Fault, by_code
 from parity.diagnosis.inquiry import Inquiry
@@ -38,14 +39,14 @@ class _Unit:
 
 
 def diagnose(
-    run: Mapping[str, Any], ports: Reopened, catalogue: Sequence[Fault], told: Progress = lambda _: None,
+    run: Mapping[str, Any], ports: Reopened | None, catalogue: Sequence[Fault], told: Progress = lambda _: None,
     limits: Limits = LIMITS,
 ) -> Diagnosis:  # fmt: skip
     """Explain a run.
 
     Args:
         run: contents of ``parity.json``.
-        ports: on the run's weights.
+        ports: on the run's weights; None where all its components are from outside.
         catalogue: faults to try.
         told: see `Progress`.
         limits: of the search.
@@ -54,7 +55,9 @@ def diagnose(
         UsageError: the run cannot be run again.
     """
     clock = time.monotonic()
-    inquiry = Inquiry(catalogue, limits, ports.backends, ports.bugs)
+    inquiry = Inquiry(catalogue, limits, *((ports.backends, ports.bugs) if ports else ()))
+    for component, name in _foreign(run):
+        inquiry.leave(name, f"no experiments are written for {component}, a component from outside")
     first: dict[str, str] | None = None
     covered: set[str] = set()
     for unit in sorted(_units(run), key=lambda one: (_SHARPEST_FIRST.index(one.dtype), one.mode != "isolated")):
@@ -70,6 +73,17 @@ def diagnose(
     diagnosis.first = first or run["first_divergence"]
     diagnosis.seconds = time.monotonic() - clock
     return diagnosis
+
+
+def _foreign(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(Component, source) of what cannot be run again: what a file names is never imported."""
+    found = {
+        (row["component"], name): None
+        for row in run["cases"]
+        if row["component"] not in COMPONENTS
+        for name in row["sources"]
+    }
+    yield from found
 
 
 def _reference_too(run: Mapping[str, Any]) -> list[Cause]:
@@ -92,6 +106,8 @@ def _units(run: Mapping[str, Any]) -> Iterator[_Unit]:
     isolated = {(row["name"], row["dtype"]) for row in run["cases"] if row["mode"] == "isolated" and row["sources"]}
     for row in run["cases"]:
         if not row["sources"] or (row["mode"] != "isolated" and (row["name"], row["dtype"]) in isolated):
+            continue
+        if row["component"] not in COMPONENTS:
             continue
         sources = row["sources"]
         wrong: dict[str, list[str]] = {}

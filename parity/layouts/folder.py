@@ -182,7 +182,7 @@ def _shard_names(files: Files, component: str) -> tuple[list[str], dict[str, str
             "keep one and its files"
         )
     if not indices:
-        return _without_index(files, there, STEM[component]), None
+        return _without_index(files, there, STEM.get(component, "model")), None
     index = folder / indices[0]
     check_inside(index, folder)
     placed = _weight_map(index)
