@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from parity import worst
 from parity.components.base import DTYPES, Case
 from parity.errors import ParityError, PreconditionError
+from parity.floor import EXACT, floor_of
 from parity.layouts.lora import Adapter
 from parity.names import Graph, parse
 from parity.ports import Port, Session, State
 from parity.rounding import CONSTANT, jitter, round_state
-from parity.stats import ArrayStats, Error, describe, distance, error, mismatches, unit_roundoff
+from parity.stats import ArrayStats, Error, describe, distance, error, mismatches
 from parity.timing import Clock, Timed
 
 Row = dict[str, Any]
@@ -87,11 +89,18 @@ class Prepared:
     after: Chains = field(default_factory=dict)
     quantization: dict[str, dict[str, float]] = field(default_factory=dict)
     _stats: dict[str, ArrayStats] = field(default_factory=dict)
+    _floors: dict[tuple[str, str], Row] = field(default_factory=dict)
 
     def enter(self, mode: str, label: str, values: State) -> None:
         """Reduce one floor run to its errors."""
         for name, runs in self.floors[mode].items():
             runs[label] = error(values[name], self.truth[mode][name])
+
+    def floor_of(self, mode: str, name: str) -> Row:
+        """The floor of a checkpoint that is not exact, made once when all floor runs are entered."""
+        if (mode, name) not in self._floors:
+            self._floors[mode, name] = floor_of(self.floors[mode][name], self.reference[name], self.truth[mode][name])
+        return self._floors[mode, name]
 
     def stats_of(self, name: str) -> ArrayStats:
         """Statistics of the reference's array, made once for both modes."""
@@ -114,6 +123,7 @@ class _Measured:
     mismatches: int | None = None
     stats: ArrayStats | None = None
     against_reference: Row = field(default_factory=dict)
+    worst: list[worst.Element] | None = None
 
 
 class Lockstep:
@@ -311,9 +321,12 @@ class Lockstep:
         one.stats = describe(value, chunks=chunks_of(name), distribution=shown)
         truth = prepared.truth[mode][name]
         if value.shape == truth.shape:
-            if name in self.unit.graph.exact:
-                one.mismatches = mismatches(value, prepared.reference[name])
-            one.error = error(value, prepared.reference[name] if name in self.unit.graph.exact else truth)
+            exact = name in self.unit.graph.exact
+            right, floor = (prepared.reference[name], EXACT) if exact else (truth, prepared.floor_of(mode, name))
+            if exact:
+                one.mismatches = mismatches(value, right)
+            one.error = error(value, right)
+            one.worst = worst.of_measured(value, right, one.error, floor)
             far = distance(value, prepared.reference[name])
             one.against_reference = {
                 "rmse": far.rmse, "max_abs": far.max_abs, "max_at": list(far.max_at),
@@ -324,7 +337,7 @@ class Lockstep:
         """One row of ``parity.json``, without its verdict."""
         expected, stats = prepared.reference[name], one.stats
         exact = name in self.unit.graph.exact
-        floor = EXACT if exact else floor_of(one.floor, expected, prepared.truth[mode][name])
+        floor = EXACT if exact else prepared.floor_of(mode, name)
         return {
             "name": name,
             "stage": stage,
@@ -341,6 +354,7 @@ class Lockstep:
             "quantization": prepared.quantization.get(mode, {}).get(name),
             **_NOT_COMPARED,
             **one.against_reference,
+            "worst": one.worst,
             "reference": prepared.stats_of(name).brief(),
             "candidate": stats.brief() if stats else None,
             "range": None,
@@ -348,27 +362,6 @@ class Lockstep:
 
 
 _NOT_COMPARED: Row = dict.fromkeys(("rmse", "max_abs", "max_at", "cosine", "psnr"))
-# A value that must be equal bit for bit has no noise.
-EXACT: Row = {"floor": 0.0, "floor_by": "exact", "peak_floor": 0.0}
-
-
-def floor_of(runs: Mapping[str, Error], expected: np.ndarray, truth: np.ndarray) -> Row:
-    """The reference's own noise at one checkpoint: ``floor``, ``floor_by``, ``peak_floor``.
-
-    Args:
-        runs: floor run -> its error against truth.
-        expected: the reference's values in the run's dtype.
-        truth: of the same shape.
-    """
-    roundoff = unit_roundoff(expected.dtype)
-    floor_by, floor = _largest(runs, roundoff / 2)
-    largest = float(np.abs(truth).max())
-    return {
-        "floor": floor,
-        "floor_by": floor_by,
-        # One rounding is off by up to one unit roundoff of the largest value.
-        "peak_floor": max(roundoff * largest, *(run.max_abs for run in runs.values())),
-    }
 
 
 def opened(candidate: Port, weights: Path, dtype: str, options: Mapping[str, Any]) -> Session:
@@ -409,18 +402,6 @@ def chunks_of(name: str) -> int:
     """Into how many parts the documented ranges of shift and scale take a checkpoint's last axis; 0 where none do."""
     parts = parse(name)
     return 6 if parts.kind == "mod" and parts.block is not None else 0
-
-
-def _largest(floor: Mapping[str, Error], resolution: float) -> tuple[str, float]:
-    """Which floor run is furthest from truth. NaN, of a run that is not finite, wins."""
-    worst, by = resolution, "resolution"
-    for label, one in floor.items():
-        if math.isnan(one.rel_rmse) or one.rel_rmse > worst:
-            kind, _, detail = label.partition(".")
-            worst, by = one.rel_rmse, f"precision:{detail}" if kind == "precision" else kind
-            if math.isnan(worst):
-                break
-    return by, worst
 
 
 # What does not grow from stage to stage.

@@ -20,8 +20,9 @@ from parity import memory, trace
 from parity.casefile import case_hash, request, write_inputs
 from parity.components.base import Case
 from parity.disk import room_for
+from parity.floor import EXACT, floor_of
 from parity.layouts.lora import Adapter
-from parity.lockstep import EXACT, Lockstep, Prepared, Unit, chunks_of, floor_of, loaded, opened
+from parity.lockstep import Lockstep, Prepared, Unit, chunks_of, loaded, opened
 from parity.model_folder import ModelFolder
 from parity.ports import Port, State, environment
 from parity.prefetch import Prefetcher
