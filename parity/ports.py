@@ -105,8 +105,8 @@ class Port(Protocol):
         """Versions, device and everything else that changes its numbers."""
 
 
-def open_port(spec: str) -> Port:
-    """Find a port by its short name or as ``package[.module][:attribute]``.
+def open_port(spec: str | Port) -> Port:
+    """Find a port by its short name or as ``package[.module][:attribute]``; one that is found already is given back.
 
     A package alone means ``package.port:MlxPort``, so that a copy of ``mlx_impl`` under another
     name is a port at once. Modules are looked for in the working directory as well. Nothing is
@@ -116,6 +116,8 @@ def open_port(spec: str) -> Port:
         MissingPackageError: the framework behind it is not installed.
         UsageError: there is no such module or attribute.
     """
+    if not isinstance(spec, str):
+        return spec
     # A port that lies beside the user's work, and is installed nowhere, is found as `python -m` would find it.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -140,6 +142,11 @@ def open_port(spec: str) -> Port:
         raise UsageError(
             f"module {module_name!r} has no {attribute!r}; a port is named package.module:attribute ({error})"
         ) from error
+
+
+def spell(spec: str | Port) -> str:
+    """How reports and plans name a port that was given by name or as an object."""
+    return spec if isinstance(spec, str) else spec.name
 
 
 def environment(port: Port) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from parity.guarded import GuardedPort
 from parity.lockstep import Chains, Lockstep, StageResult, Unit, iterate
 from parity.lora import LoraFile
 from parity.model_folder import ModelFolder
-from parity.ports import BUILTIN, Port, environment, open_port
+from parity.ports import BUILTIN, Port, environment, open_port, spell
 from parity.prefetch import Prefetcher
 from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
@@ -52,17 +52,17 @@ class Job:
         jobs: units run at once, each in a process of its own; 1 is this process.
         loras: LoRAs that both sides wear.
         original: the weights that those of `model` were quantized from, where that error is to be measured.
-        reference: the port it is held against, named in the same way.
+        reference: the port it is held against, named in the same way. Where either is an object, `jobs` is 1.
     """
 
     suite: Suite
     model: ModelFolder
-    candidate: str
+    candidate: str | Port
     truth: str = "float64"
     jobs: int = 1
     loras: tuple[LoraFile, ...] = ()
     original: ModelFolder | None = None
-    reference: str = "reference"
+    reference: str | Port = "reference"
 
     @property
     def units(self) -> list[Unit]:
@@ -77,8 +77,8 @@ class Job:
     def ports(self) -> dict[str, Any]:
         """What opens the same ports on the same weights again: ``ports`` of ``parity.json``."""
         return {
-            "candidate": self.candidate,
-            "reference": self.reference,
+            "candidate": spell(self.candidate),
+            "reference": spell(self.reference),
             "weights": str(self.model.root.resolve()),
             "lora": [f"{one.adapter.path.resolve()}@{one.adapter.scale}" for one in self.loras],
         }
@@ -90,8 +90,8 @@ class Job:
             "weights": fingerprint,
             "lora": [{"sha256": lora.sha256, "scale": lora.adapter.scale} for lora in self.loras],
             "original": self.original.fingerprint() if self.original else None,
-            "candidate": self.candidate,
-            "reference": self.reference,
+            "candidate": spell(self.candidate),
+            "reference": spell(self.reference),
             # A component from outside may have changed since.
             "graphs": [_digest(unit) for unit in self.units if unit.case.plain],
             "truth": self.truth,
@@ -105,10 +105,10 @@ def _digest(unit: Unit) -> str:
     return hashlib.sha256(repr((made, sorted(unit.graph.exact), unit.graph.pictures)).encode()).hexdigest()
 
 
-def open_reference(spec: str) -> Port:
+def open_reference(spec: str | Port) -> Port:
     """The reference that a job names; a user's own is watched (`parity.guarded`)."""
     port = open_port(spec)
-    return port if spec in BUILTIN else GuardedPort(port)
+    return port if isinstance(spec, str) and spec in BUILTIN else GuardedPort(port)
 
 
 def _version(package: str) -> str | None:
@@ -279,6 +279,7 @@ def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[s
             "graph": described,
             "inputs": outside.describe(unit.case),
             "request": asdict(unit.case),
+            "seconds": {line["stage"]: round(line["seconds"].get("stage", 0.0), 4) for line in lines},
             "amplification": _amplification(lines) if mode == "accumulated" else None,
             "pictures": [one for line in lines for one in line["pictures"]] if mode == "accumulated" else [],
             "checkpoints": [row for line in lines for row in line["rows"][mode]],
