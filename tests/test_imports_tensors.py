@@ -232,11 +232,19 @@ def test_files_that_are_no_zip_are_refused(tmp_path, content):
         open_candidate([tmp_path / "d.npz"])
 
 
-def test_a_dump_without_a_known_name_suggests_the_nearest(tmp_path):
-    path = dumped(tmp_path / "d.safetensors", {"block.0.img.attn": values(2)})
-    with pytest.raises(UsageError, match=r"block\.0\.img\.attn \(nearest: block\.00\.img\.attn"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("block.00.img.atn", r"block\.00\.img\.atn \(nearest: block\.00\.img\.attn"),
+        ("Transformer.blocks.0.IMG.attn", r"is block\.00\.img\.attn spelled otherwise; write block\.00\.img\.attn"),
+        ("zzz", "zzz; expected names such as"),
+    ],
+)
+def test_a_dump_without_a_known_name_suggests_one(tmp_path, name, said):
+    path = dumped(tmp_path / "d.safetensors", {name: values(2)})
+    with pytest.raises(UsageError, match=said):
         open_candidate([path], KNOWN)
-    assert open_candidate([path]).names == ("block.0.img.attn",)
+    assert open_candidate([path]).names == (name,)
 
 
 @pytest.mark.parametrize("name", ["d.pt", "d", "d.gguf", "folder"])

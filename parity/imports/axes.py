@@ -39,8 +39,8 @@ class Layout:
     def words(self) -> str:
         """What to do."""
         plain = tuple(self.axes[i] for i in self.order) == self.expected
-        ending = "" if plain else f", then reshape to {list(self.expected)}"
-        return f"values lie as {list(self.axes)}: transpose({', '.join(map(str, self.order))}){ending}"
+        turned = f"lie with their axes in another order: transpose({', '.join(map(str, self.order))})"
+        return turned if plain else f"{turned} of that shape, then reshape"
 
 
 def layouts(given: Shape, expected: Shape, heads: int = 0) -> Iterator[Layout]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -18,15 +18,17 @@ import numpy as np
 from parity.golden import Golden
 from parity.imports.axes import Layout, Shape, layouts
 from parity.imports.base import Imported, Reading
+from parity.imports.spelling import listed, meant, suggested
 from parity.names import STREAMS, parse
 from parity.safetensors_header import shown
 from parity.sketch import difference, sketch
-from parity.tracefile import unknown_names
 
 # A verdict of match; see `parity.verdict`.
 _MATCH, _UNCERTAIN = 3.0, 0.3
 # Float64 sketches of equal arrays differ by no more.
 _ROUNDING = 1e-12
+# Relative distance beyond which values are those of other inputs; independent ones are √2 apart.
+_OTHERS = 0.1
 # Unknown names whose values are looked at, arrays of a kind whose axes are turned, names that a hint spells out.
 _STRANGERS, _TURNED, _SPELLED = 400, 2, 3
 
@@ -64,12 +66,13 @@ def hints(
         hints, those that explain most names first within each sort.
     """
     strangers = [name for name in candidate.names if name not in golden.graph.parents]
-    found = list(spelling(strangers, golden.graph.parents))
+    spelled = meant(strangers, golden.graph.parents)
+    unknown = [name for name in strangers if name not in spelled][:_STRANGERS]
+    looked_at = {name: readings[name] for name in diverged if name in readings}
+    looked_at |= {name: candidate.read(name) for name in unknown}
+    held = held_elsewhere(golden, looked_at)
+    found = list(spelling([name for name in strangers if name not in held], golden.graph.parents))
     found += batch(readings, golden.shapes)
-    looked_at = dict(readings)
-    for name in strangers[:_STRANGERS]:
-        looked_at[name] = candidate.read(name)
-    held = held_elsewhere(golden, {name: looked_at[name] for name in (*diverged, *strangers[:_STRANGERS])})
     found += renamed(held, candidate.names)
     left = [name for name in diverged if name not in held]
     turned = list(axes(candidate, golden, left, readings))
@@ -77,40 +80,22 @@ def hints(
     explained = {name for hint in turned for name in hint.names}
     left = [name for name in left if name not in explained]
     found += joint(golden, left, readings)
-    found += other_inputs(candidate, golden, left, readings)
-    found += rounded(candidate, golden, left)
+    short = list(rounded(candidate, golden, left))
+    found += short or other_inputs(candidate, golden, left, readings)
     return found
 
 
-def _plain(name: str) -> tuple[str, ...]:
-    """A name without what spellings differ in: case, separators, plurals, zeros in front, what is put before."""
-    words = [word.lstrip("0") or "0" if word.isdigit() else word for word in re.findall(r"[a-z]+|\d+", name.lower())]
-    return tuple("block" if word in ("blocks", "layer", "layers") else word for word in words)
-
-
-def spelling(strangers: Sequence[str], known: Iterable[str]) -> Iterator[Hint]:
+def spelling(strangers: Sequence[str], known: Collection[str]) -> Iterator[Hint]:
     """Names that are no checkpoints: spelled otherwise, or unknown."""
-    if not strangers:
-        return
-    known = tuple(known)
-    plain = {_plain(name): name for name in known}
-    meant: dict[str, str] = {}
-    for name in strangers:
-        words = _plain(name[:200])
-        tails = (words[start:] for start in range(min(len(words), 4)))
-        right = next((plain[tail] for tail in tails if tail in plain), None)
-        if right is not None:
-            meant[name] = right
-    if meant:
-        name, right = next(iter(meant.items()))
-        yield Hint(f"{_names(meant)} spelled otherwise than checkpoints: write {right} for {shown(name)}", tuple(meant))
-    others = [name for name in strangers if name not in meant]
+    right = meant(strangers, known)
+    if right:
+        name, first = next(iter(right.items()))
+        words = f"{_names(len(right))} spelled otherwise than checkpoints: write {first} for {shown(name)}"
+        yield Hint(words, tuple(right))
+    others = [name for name in strangers if name not in right]
     if others:
-        near = unknown_names(others, known, at_most=_SPELLED)
-        spelled = [
-            shown(name) + (f" (nearest: {', '.join(near[name])})" if near[name] else "") for name in others[:_SPELLED]
-        ]
-        yield Hint(f"{_names(others)} no checkpoints: {_listed(spelled, len(others))}", tuple(others))
+        what = "no checkpoint" if len(others) == 1 else "no checkpoints"
+        yield Hint(f"{_names(len(others))} {what}: {suggested(others, known, _SPELLED)}", tuple(others))
 
 
 def batch(readings: Mapping[str, Reading], expected: Mapping[str, Shape]) -> Iterator[Hint]:
@@ -203,7 +188,7 @@ def renamed(held: Mapping[str, str], names: Sequence[str]) -> Iterator[Hint]:
         rest = {name: other for name, other in rest.items() if name not in these}
     if rest:
         spelled = [f"{shown(name)} holds {other}" for name, other in list(rest.items())[:_SPELLED]]
-        yield Hint(_listed(spelled, len(rest)), tuple(rest))
+        yield Hint(listed(spelled, len(rest)), tuple(rest))
 
 
 def _offset(name: str, other: str) -> int:
@@ -234,23 +219,30 @@ def axes(
     heads = _heads(golden)
     tried: Counter[tuple[str, Shape]] = Counter()
     known: dict[tuple[str, Shape], Layout | None] = {}
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[str, list[str]] = {}
+    examples: dict[str, str] = {}
     for name in left:
-        reading, kind = readings.get(name), parse(name).kind
+        reading, expected = readings.get(name), golden.shapes.get(name)
         if reading is None or reading.shape is None or name not in golden.trace.sketches:
             continue
-        key = (kind, reading.shape)
+        key = (parse(name).kind, reading.shape)
         if known.get(key) is None and tried[key] < _TURNED:
             tried[key] += 1
             known[key] = _layout(candidate, golden, name, reading, heads)
-        layout, expected = known.get(key), golden.shapes[name]
+        layout, how = known.get(key), ""
+        example = f"{name} is {list(reading.shape)}, expected {list(expected)}"
         if layout is not None and layout.expected == expected:
-            groups.setdefault((kind, layout.words), []).append(name)
+            how, example = layout.words, f"{name} as {list(layout.axes)}"
+        elif reading.sketch is not None and reading.shape != expected and meets(golden, name, reading.sketch):
+            how = "have another shape and the right order: reshape"
         elif sorted(reading.shape) == sorted(expected) and reading.shape != expected:
-            words = f"shape is {list(reading.shape)}, expected {list(expected)}: axes in another order"
-            groups.setdefault((kind, words), []).append(name)
-    for (kind, words), names in groups.items():
-        yield Hint(f"{kind} in {len(names):,} names, {names[0]} first: {words}", tuple(names))
+            how = "have another order of axes"
+        if how:
+            groups.setdefault(how, []).append(name)
+            examples.setdefault(how, example)
+    for how, names in groups.items():
+        kinds = ", ".join(dict.fromkeys(parse(name).kind for name in names))
+        yield Hint(f"{kinds} in {len(names):,} names {how} ({examples[how]})", tuple(names))
 
 
 def _heads(golden: Golden) -> int:
@@ -286,7 +278,7 @@ def joint(golden: Golden, left: Sequence[str], readings: Mapping[str, Reading]) 
     if names:
         shape, mine = readings[names[0]].shape, golden.shapes[names[0]]
         yield Hint(
-            f"{_names(names)} of both streams: {names[0]} has {shape[1]} tokens, expected {mine[1]}; "
+            f"{_names(len(names))} of both streams: {names[0]} has {shape[1]} tokens, expected {mine[1]}; "
             "dump each stream's on its own",
             tuple(names),
         )
@@ -300,7 +292,7 @@ def other_inputs(
 ) -> Iterator[Hint]:  # fmt: skip
     """That all that is made of the inputs at once is off, in a dump that names no case."""
     there = [name for name in _INPUTS if name in readings]
-    off = [name for name in there if name in set(left) and _size_fits(readings[name], golden.shapes.get(name))]
+    off = [name for name in there if name in set(left) and _far(golden, name, readings[name])]
     if candidate.case or len(there) < 2 or len(off) < len(there):
         return
     inputs = " and ".join([", ".join([_INPUTS[name] for name in off][:-1]), _INPUTS[off[-1]]])
@@ -309,6 +301,14 @@ def other_inputs(
         "feed it the file that `parity case export` writes, and repeat its parity.case in the dump's metadata",
         tuple(off),
     )
+
+
+def _far(golden: Golden, name: str, reading: Reading) -> bool:
+    """Whether values are as far off as others would be, not merely imprecise."""
+    if reading.sketch is None or name not in golden.trace.sketches or not _size_fits(reading, golden.shapes.get(name)):
+        return False
+    norm = golden.floors[name].truth_rms * math.sqrt(math.prod(golden.shapes[name]))
+    return difference(reading.sketch, golden.trace.sketches[name]).norm > _OTHERS * norm
 
 
 def rounded(candidate: Imported, golden: Golden, left: Sequence[str]) -> Iterator[Hint]:
@@ -332,12 +332,8 @@ def _is_short(array: np.ndarray | None) -> bool:
         return any(np.array_equal(x, x.astype(kind).astype(np.float32)) for kind in (ml_dtypes.bfloat16, np.float16))
 
 
-def _names(names: Sequence[str] | Mapping[str, str]) -> str:
-    return "1 name is" if len(names) == 1 else f"{len(names):,} names are"
-
-
-def _listed(spelled: Sequence[str], count: int) -> str:
-    return "; ".join(spelled) + (f" and {count - len(spelled):,} more" if count > len(spelled) else "")
+def _names(count: int) -> str:
+    return "1 name is" if count == 1 else f"{count:,} names are"
 
 
 def _in_order(some: set[str], names: Sequence[str]) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ import numpy as np
 from parity.errors import UsageError, WeightsError
 from parity.imports.base import Imported, Reading
 from parity.imports.measure import measure
+from parity.imports.spelling import meant, suggested
 from parity.safetensors_header import json_object, read_header, shown
 from parity.trace import CASE_KEY, SKETCH_KEY
-from parity.tracefile import ROWS, read_dump, read_sketches, unknown_names
+from parity.tracefile import ROWS, read_dump, read_sketches
 
 # A sketch has no shape; a file of sketches may tell those of the arrays: {"block.07.img.attn": [1, 256, 3072]}.
 SHAPES_KEY = "parity.shapes"
@@ -151,7 +152,10 @@ def must_know(found: Imported, known: Collection[str]) -> None:
     """
     if not known or any(name in known for name in found.names):
         return
-    strangers = unknown_names(found.names, known, at_most=3)
-    name, near = next(iter(strangers.items()))
-    suggested = f"nearest: {', '.join(near)}" if near else "expected names such as block.07.img.attn"
-    raise UsageError(f"{found.label}: none of its {len(strangers)} names is a checkpoint: {shown(name)} ({suggested})")
+    spelled = meant(found.names, known)
+    if spelled:
+        name, right = next(iter(spelled.items()))
+        hint = f"{shown(name)} is {right} spelled otherwise; write {right} ({len(spelled)} names are spelled so)"
+    else:
+        hint = f"{suggested(found.names, known, 1)}; expected names such as block.07.img.attn"
+    raise UsageError(f"{found.label}: none of its {len(found.names)} names is a checkpoint: {hint}")
