@@ -21,12 +21,14 @@ import importlib
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from parity.errors import MissingPackageError, UsageError
+from parity import outside
+from parity.errors import MissingPackageError, ParityError, UsageError
 from parity.layouts.lora import Adapter
 
 State = dict[str, np.ndarray]
@@ -123,6 +125,8 @@ def open_port(spec: str | Port) -> Port:
         sys.path.append(os.getcwd())
     target = BUILTIN.get(spec) or (spec if ":" in spec else f"{spec}.port:MlxPort")
     module_name, _, attribute = target.partition(":")
+    if ":" in spec:
+        _put_blas_in_place()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -136,12 +140,28 @@ def open_port(spec: str | Port) -> Port:
         raise MissingPackageError(
             f"port {spec!r} needs the package {missing!r}, which is not installed; {mend}"
         ) from error
+    except Exception as error:
+        if spec in BUILTIN:
+            raise
+        raise UsageError(f"port {spec!r}: importing {module_name} raised {outside.spell(error)}") from error
+    if not hasattr(module, attribute):
+        raise UsageError(f"module {module_name!r} has no {attribute!r}; a port is named package.module:attribute")
     try:
         return getattr(module, attribute)()
-    except AttributeError as error:
-        raise UsageError(
-            f"module {module_name!r} has no {attribute!r}; a port is named package.module:attribute ({error})"
-        ) from error
+    except ParityError:
+        raise
+    except Exception as error:
+        if spec in BUILTIN:
+            raise
+        raise UsageError(f"port {spec!r}: calling {attribute}() raised {outside.spell(error)}") from error
+
+
+def _put_blas_in_place() -> None:
+    """Before a module from outside loads MLX: the BLAS that its CPU wheel links sums in one long chain, which costs
+    a port three times the reference's noise (and thirty times its time); see ``mlx_impl/blas.py``.
+    """
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("mlx_impl.blas")
 
 
 def spell(spec: str | Port) -> str:
