@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import numpy as np
 from parity.errors import UsageError
 from parity.golden import Golden
 from parity.imports.base import Imported, Reading
+from parity.imports.hints import hints
 from parity.lockstep import chunks_of
 from parity.rangetable import RangeTable
 from parity.result import Run, assemble
@@ -63,10 +65,12 @@ def compare(golden: Golden, candidate: Imported, *, mode: str = "", command: str
             f"{candidate.label}: none of its {len(names)} names is a checkpoint of {golden.label}; "
             f"expected names such as {golden.graph.expected[len(golden.graph.expected) // 2]}"
         )
-    rows = [
-        _row(golden, name, candidate.read(name, chunks=chunks_of(name)) if name in names else None)
-        for name in golden.graph.expected
-    ]
+    rows, readings = [], {}
+    for name in golden.graph.expected:
+        reading = candidate.read(name, chunks=chunks_of(name)) if name in names else None
+        rows.append(_row(golden, name, reading))
+        if reading is not None:
+            readings[name] = replace(reading, array=None)  # an unpacked one would stay in memory
     about = {
         "weights": golden.about.get("weights") or {"synthetic": False, "preset": None, "path": ""},
         "environment": {
@@ -81,7 +85,11 @@ def compare(golden: Golden, candidate: Imported, *, mode: str = "", command: str
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
         "resources": {},
     }
-    return assemble([_case(golden, rows)], about, RangeTable.load("qwen-image"))
+    run = assemble([_case(golden, rows)], about, RangeTable.load("qwen-image"))
+    judged = run["cases"][0]["checkpoints"]
+    diverged = [row["name"] for row in judged if row["verdict"] == "diverged"]
+    run["notes"] = [*run["notes"], *(hint.text for hint in hints(candidate, golden, diverged, readings))]
+    return run
 
 
 def _check_same(golden: Golden, candidate: Imported, mode: str) -> None:
