@@ -147,11 +147,13 @@ def run(
     found_in, peak = _run_units(job, units, folder, progress, lockstep)
     cases = []
     spent: Counter[str] = Counter()
+    stages: dict[str, dict[str, float]] = {}
     for unit in units:
         lines, _ = folder.resume(unit.key)
         cases += _cases(job, unit, lines)
         for line in lines:
             spent.update(line["seconds"])
+        stages[unit.key] = {line["stage"]: round(line["seconds"]["stage"], 4) for line in lines}
         _write_traces(job, unit, lines, folder.path, found_in)
     original = {"original": job.original.describe()} if job.original else {}
     ranges = {"ranges": job.suite.ranges.contents()} if job.suite.ranges else {}
@@ -164,7 +166,11 @@ def run(
         "command": command,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 1),
-        "resources": {"peak_bytes": peak, "spent": {what: round(took, 2) for what, took in sorted(spent.items())}},
+        "resources": {
+            "peak_bytes": peak,
+            "spent": {what: round(took, 2) for what, took in sorted(spent.items())},
+            "stages": stages,
+        },
     }
     assembled = result.assemble(cases, about, RangeTable.load("qwen-image"))
     folder.finish(assembled)
@@ -279,7 +285,6 @@ def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[s
             "graph": described,
             "inputs": outside.describe(unit.case),
             "request": asdict(unit.case),
-            "seconds": {line["stage"]: round(line["seconds"].get("stage", 0.0), 4) for line in lines},
             "amplification": _amplification(lines) if mode == "accumulated" else None,
             "pictures": [one for line in lines for one in line["pictures"]] if mode == "accumulated" else [],
             "checkpoints": [row for line in lines for row in line["rows"][mode]],

@@ -145,8 +145,7 @@ def test_properties_say_where_it_was_run_and_on_what():
 
 def test_modes_share_the_time_of_their_unit():
     run = make("clean")
-    for case in run["cases"]:
-        case["seconds"] = {"embed": 1.0, "block.00": 4.0, "block.01": 4.0, "head": 1.0}
+    run["resources"]["stages"] = {"square.float32": {"embed": 1.0, "block.00": 4.0, "block.01": 4.0, "head": 1.0}}
     root = read(run)
     assert [suite.get("time") for suite in root] == ["5.000", "5.000"]
     assert root[0].find("testcase[@name='block.00']").get("time") == "2.000"

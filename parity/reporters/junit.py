@@ -132,8 +132,9 @@ def _flat(prefix: str, value: Mapping[str, Any]) -> dict[str, Any]:
 def _seconds(run: Run) -> dict[int, dict[str, float]]:
     """Entry -> stage -> seconds. The modes of a unit run in one pass, whose time they share."""
     units = Counter((case["name"], case["dtype"]) for case in run["cases"])
+    took = (run.get("resources") or {}).get("stages") or {}
     return {
-        number: {stage: took / units[case["name"], case["dtype"]] for stage, took in case["seconds"].items()}
+        number: {stage: seconds / units[case["name"], case["dtype"]] for stage, seconds in found.items()}
         for number, case in enumerate(run["cases"])
-        if case.get("seconds")
+        if (found := took.get(f"{case['name']}.{case['dtype']}"))
     }
