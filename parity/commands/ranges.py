@@ -18,9 +18,11 @@ from parity import trace
 from parity.components import COMPONENTS
 from parity.disk import room_for
 from parity.errors import EXIT_DIVERGENCE, EXIT_INCOMPLETE, EXIT_PARITY, OutputExistsError, UsageError
+from parity.imports.units import Source, is_source, of_scales, open_source
 from parity.rangetable import RangeRow, RangeTable
 from parity.result import last_block
 from parity.runfolder import read_run
+from parity.safetensors_header import shown
 
 WIDTH = 80
 STYLE = {"inside": "green", "outside": "bold red", "absent": "bold yellow", "not checked": "dim"}
@@ -41,22 +43,36 @@ def check(
         str | None, Parameter(help="name of a table, or the path of a .toml file; the run's own, or qwen-image")
     ] = None,
     side: Annotated[Side, Parameter(help="whose values; a trace has only its own")] = "candidate",
+    passage: Annotated[
+        str, Parameter(name="--pass", help="of a log, one pass: its step, or how many were before; default all")
+    ] = "",
 ) -> int:
-    """Check the values of a run or a trace against documented ranges.
+    """Check the values of a run, a trace, a dump or a log against documented ranges.
 
     Every row gets its worst verdict over the cases: inside, outside (by what factor) or absent
     (the documented size is not reached). Ranges alone never show parity. Exit code 0: all
-    checked rows are inside; 1: something is outside or absent; 5: nothing could be checked.
+    checked rows are inside; 1: something is outside, absent or not finite; 5: nothing could be checked.
 
     Parameters
     ----------
     run
-        run folder, its parity.json, or a trace folder.
+        run folder, its parity.json, a trace folder, tensors by checkpoint (.safetensors, .npz, a
+        folder of them), or a log (.log, .txt) with lines such as [BLOCK 07] [ATTN] [-88, 118].
     """
-    ranges = RangeTable.load(table) if table else _own(run) or RangeTable.load("qwen-image")
-    units = list(_units(run, side))
+    source = None
+    if is_source(run):
+        ranges = RangeTable.load(table or "qwen-image")
+        source = open_source(run, ranges, passage)
+        units = list(source.units)
+    else:
+        ranges = RangeTable.load(table) if table else _own(run) or RangeTable.load("qwen-image")
+        units = list(_units(run, side))
     worst = {row.name: _worst(ranges, row, units) for row in ranges.rows}
     _print_check(ranges, worst)
+    if source is not None:
+        _print_open(source, ranges, worst)
+        if source.broken:
+            return EXIT_DIVERGENCE
     verdicts = {found["verdict"] for found, _ in filter(None, worst.values())}
     if not verdicts:
         return EXIT_INCOMPLETE
@@ -160,7 +176,7 @@ def _worst(ranges: RangeTable, row: RangeRow, units: Iterable[Unit]) -> tuple[di
     found = []
     for label, stats, last in units:
         figures = stats.get(row.resolved(last))
-        checked = ranges.check(row, figures) or _judged(row, figures)
+        checked = ranges.check(row, figures) or _judged(row, figures) or of_scales(ranges, row, figures)
         if checked is not None:
             found.append((checked, label))
     return max(found, key=lambda one: (_SEVERITY.index(one[0]["verdict"]), _badness(one[0])), default=None)
@@ -208,6 +224,17 @@ def _print_check(ranges: RangeTable, worst: Mapping[str, tuple[dict[str, Any], s
     said = ", ".join(f"{count.count(verdict)} {verdict}" for verdict in _SEVERITY)
     out.print(Text(f"{len(count)} of {len(ranges.rows)} rows checked: {said}"))
     out.print(Text("Ranges alone never show parity: values in the wrong place have the same range.", "dim"))
+
+
+def _print_open(source: Source, ranges: RangeTable, worst: Mapping[str, tuple[dict[str, Any], str] | None]) -> None:
+    """What a log or a dump leaves open."""
+    out = Console(width=WIDTH, highlight=False)
+    if source.broken:
+        more = f" and {len(source.broken) - 1} more" if len(source.broken) > 1 else ""
+        out.print(Text(f"{source.label}: values that are not finite at {shown(source.broken[0])}{more}", "bold red"))
+    open_rows = [row.checkpoint for row in ranges.rows if worst[row.name] is None]
+    for text in (*source.notes, *([f"not checked: {', '.join(dict.fromkeys(open_rows))}"] if open_rows else [])):
+        out.print(Text(f"{source.label}: {text}", "dim"))
 
 
 def _grid(*columns: str) -> Table:

@@ -95,13 +95,23 @@ def choose(passes: Sequence[Pass], passage: str, label: str) -> Pass:
 def _notes(log: Log, one: Pass, label: str) -> list[str]:
     notes = []
     if len(log.passes) > 1:
-        notes.append(f"{label} has {len(log.passes)} passes; pass {one.label} is looked at, --pass chooses another")
-    if not log.numbered and any(parts_of(name).block is not None for name in one.ranges):
-        notes.append("the log numbers no blocks: the n-th line of a kind in a pass is taken for block n")
-    if log.truncated:
-        notes.append(f"{log.truncated} lines were cut off and are not counted")
-    if log.cut:
-        notes.append(f"{log.cut}")
+        notes.append(f"{label} has {len(log.passes)} passes; pass {one.label} is looked at")
+    notes += log_notes(log, any(parts_of(name).block is not None for name in one.ranges))
     if one.scales:
         notes.append(f"{len(one.scales)} ranges are of the modulation's scales alone")
     return notes
+
+
+def log_notes(log: Log, blocks: bool) -> list[str]:
+    """What was taken for granted or passed over in reading a log.
+
+    Args:
+        log: as it was read.
+        blocks: whether it has ranges of blocks.
+    """
+    notes = []
+    if not log.numbered and blocks:
+        notes.append("the log numbers no blocks: the n-th line of a kind in a pass is taken for block n")
+    if log.truncated:
+        notes.append(f"{log.truncated} lines were cut off and are not counted")
+    return notes + ([log.cut] if log.cut else [])
