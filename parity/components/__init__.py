@@ -25,6 +25,8 @@ _PLACES = {
     "pipeline": ("parity.components.pipeline:PipelineCase", "parity.components.pipeline:pipeline_graph"),
 }
 COMPONENTS = tuple(_PLACES)
+# No layers, steps or channels of a model are more; a file from elsewhere may claim anything.
+LARGEST = 1000
 
 
 def case_class(component: str) -> type[Case]:
@@ -50,6 +52,9 @@ def build_graph(described: Mapping[str, Any]) -> Graph:
     if described["name"] == listed.NAME:
         return listed.build(described)
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
+    numbers = [one for value in arguments.values() for one in (value if isinstance(value, tuple) else (value,))]
+    if len(numbers) > LARGEST or any(isinstance(one, int) and abs(one) > LARGEST for one in numbers):
+        raise ValueError(f"a graph with a number above {LARGEST}")
     return _build(arguments.pop("name"), tuple(sorted(arguments.items())))
 
 
