@@ -63,7 +63,7 @@ class ModelFolder:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is odd but harmless."""
-        return tuple(f"{name}: {said}" for name, one in self.checkpoints.items() for said in one.warnings)
+        return tuple(_within(name, said) for name, one in self.checkpoints.items() for said in one.warnings)
 
     @property
     def layout(self) -> str:
@@ -81,7 +81,7 @@ class ModelFolder:
     def check_finite(self, progress: Callable[[int, int], None] | None = None) -> tuple[str, ...]:
         """Stream all values once; see `parity.checkpoint.check_finite`."""
         return tuple(
-            f"{folder}: {name}"
+            _within(folder, name)
             for folder, one in self.checkpoints.items()
             for name in checkpoints.check_finite(one, progress)
         )
@@ -150,6 +150,11 @@ def inspect(
     presets = [checkpoints.synthetic_preset(path), *(one.synthetic for one in found.values())]
     preset = next(filter(None, presets), None)
     return ModelFolder(root, configs, found, files, _pipeline_class(path), preset, plain=plain)
+
+
+def _within(folder: str, said: str) -> str:
+    """What is said of a folder, with its name where it is not the model's own."""
+    return said if folder == "." else f"{folder}: {said}"
 
 
 def _check_there(path: Path, folders: tuple[str, ...]) -> None:

@@ -97,6 +97,8 @@ class Diagnosis:
         """The result in one sentence."""
         if not self.sources and not self.causes:
             return "Nothing is wrong that could be explained."
+        if not self.causes and self.unexplained and all(one.reason for one in self.unexplained):
+            return f"Not explained: what is wrong at {self.sources[0]} could not be looked into."
         if not self.causes:
             return f"Unexplained: what is wrong at {self.sources[0]} is none of the faults in the catalogue."
         said = joined([f"{one.code} at {span(one.where)}" for one in self.causes])
