@@ -54,6 +54,8 @@ trace = App(
     name="trace", help="What a reference or a port computes in one case, on disk: record it, import it, look at it."
 )
 _add(trace, "trace_record:record", "record")
+_add(trace, "trace_import:import_", "import")
+_add(trace, "trace_show:show", "show")
 app.command(trace)
 
 case = App(name="case", help="The inputs of a case, for ports in any language.")

@@ -78,7 +78,7 @@ def read_trace(folder: Path) -> Trace:
     Raises:
         UsageError: unfinished, too large, or not what `parity.trace` writes.
     """
-    label = shown(f"{folder.parent.name}/{folder.name}")
+    label = shown("/".join(part for part in (folder.parent.name, folder.name) if part))
     if not (folder / "manifest.json").is_file():
         raise UsageError(f"{label}: no manifest.json here; a trace that was cut off has none, record it again")
     try:

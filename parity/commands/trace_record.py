@@ -73,7 +73,7 @@ def record(
     loras = open_loras(lora, model, err)
     units = Job(chosen, model, port or "", truth, loras=loras).units
     folders = [out / unit.key for unit in units]
-    _make_room(folders, force)
+    make_room(folders, force)
     levels = {planned.case.name: planned.detail for planned in chosen.cases}
     estimate.check_memory([(unit, levels[unit.case.name]) for unit in units], model, 1, memory.available())
     sides = open_port(reference), open_port(port) if port else None
@@ -113,7 +113,7 @@ def _check_kept(unit: Unit, keep: tuple[str, ...]) -> None:
         raise UsageError(f"--keep {idle[0]}: no checkpoint of {unit.case.name} is named so; names are like {example}")
 
 
-def _make_room(folders: list[Path], force: bool) -> None:
+def make_room(folders: list[Path], force: bool) -> None:
     """Nothing is overwritten unasked, and only what a trace has is removed."""
     ours = {MANIFEST, STATS, SKETCHES, TENSORS}
     for folder in folders:

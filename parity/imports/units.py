@@ -13,11 +13,12 @@ from parity.imports.base import Imported
 from parity.imports.loglines import Log, Pass, parse, read_lines
 from parity.imports.opening import ACCEPTED, ARRAYS, LOGS, TENSORS, open_candidate
 from parity.imports.ranges import choose, figures_of, log_notes, nothing_in
-from parity.imports.traces import is_traced
+from parity.imports.traces import imported_kind, is_traced
 from parity.names import parse as parts_of
 from parity.names import qwen_image_transformer
 from parity.rangetable import MOD_CHUNKS, NORM_OUT_CHUNKS, RangeRow, RangeTable
-from parity.safetensors_header import shown
+from parity.safetensors_header import json_file, shown
+from parity.trace import MANIFEST
 
 # Where a pass ends: without it the last block that is there need not be the model's last.
 _END = ("norm_out", "final")
@@ -45,12 +46,21 @@ class Source:
 
 
 def is_source(path: Path) -> bool:
-    """Whether a path is a log or a dump, not a run or a trace folder."""
+    """Whether a path is a log, a dump or a trace made of one: not a run, nor a trace that was recorded."""
     if path.is_file():
         return path.suffix.lower() != ".json"
-    if not path.is_dir() or (path / "parity.json").exists() or is_traced(path):
+    if not path.is_dir() or (path / "parity.json").exists():
         return False
+    if is_traced(path):
+        return _is_imported(path / MANIFEST)
     return any(one.suffix.lower() in (*TENSORS, *ARRAYS) for one in path.iterdir())
+
+
+def _is_imported(manifest: Path) -> bool:
+    try:
+        return bool(imported_kind(json_file(manifest)))
+    except (OSError, ValueError):
+        return False
 
 
 def open_source(path: Path, table: RangeTable, passage: str = "") -> Source:
@@ -71,7 +81,8 @@ def open_source(path: Path, table: RangeTable, passage: str = "") -> Source:
     found = open_candidate([path])
     if found.kind == "sketches":
         raise UsageError(f"{found.label}: sketches have no ranges; expected {ACCEPTED}")
-    last = last_of(found.names)
+    layers = found.about.get("configs", {}).get("transformer", {}).get("num_layers")
+    last = layers - 1 if type(layers) is int else last_of(found.names)
     wanted = {row.resolved(last) for row in table.rows}
     stats = {name: _stats(found, name) for name in found.names if _is_checkpoint(name) or name in wanted}
     notes = _notes(found, last, len(wanted & set(stats)))
