@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from parity.errors import ParityError, UsageError
+
 if TYPE_CHECKING:
     from parity.ports import Port
     from parity.result import Run
@@ -107,24 +109,35 @@ def assert_parity(
         "inputs": inputs, "parents": parents, "suite": suite, "case": case, "weights": weights, "detail": detail,
         "draws": draws, "mode": mode, "dtype": dtype,
     }  # fmt: skip
-    kind = _kind(candidate, reference)
-    _check_given(kind, given)
-    said = f"assert_parity({_spell(candidate)}, {_spell(reference)})"
-    kept = _observer.folder() if _observer else None
-    if kind == "functions":
-        run = _functions(candidate, reference, given, truth, said)
-    elif kind == "golden":
-        run = _golden(candidate, Path(reference), mode, said)
-    else:
-        run = _ports(candidate, reference, given, truth, said, kept)
-    page = _write(run, kept) if kept else None
-    if _observer:
-        _observer.told(run, page)
+    try:
+        run, page = _compared(candidate, reference, given, truth)
+    except ParityError as error:
+        # A mistake in the call, or something that is not there, is shown at the call.
+        raise error.with_traceback(None) from error.__cause__
     if run["verdict"] != "parity":
         from parity.reporters.assertion import message
 
         raise ParityAssertionError(message(run, page), run, page)
     return run
+
+
+def _compared(candidate: Any, reference: Any, given: Mapping[str, Any], truth: str) -> tuple[Run, Path | None]:
+    """The run, and its page where the observer wants one."""
+    kind = _kind(candidate, reference)
+    _check_given(kind, given)
+    said = f"assert_parity({_spell(candidate)}, {_spell(reference)})"
+    ask = _observer.folder if _observer else lambda: None
+    if kind == "ports":
+        kept = ask()
+        run = _ports(candidate, reference, given, truth, said, kept)
+    elif kind == "functions":
+        run, kept = _functions(candidate, reference, given, truth, said), ask()
+    else:
+        run, kept = _golden(candidate, Path(reference), given["mode"], said), ask()
+    page = _write(run, kept) if kept else None
+    if _observer:
+        _observer.told(run, page)
+    return run, page
 
 
 # Arguments that each kind of comparison takes, besides the two sides and `truth`.
@@ -136,8 +149,6 @@ _TAKES = {
 
 
 def _kind(candidate: Any, reference: Any) -> str:
-    from parity.errors import UsageError
-
     if is_golden(reference):
         return "golden"
     sides = (candidate, reference)
@@ -159,8 +170,6 @@ def is_golden(reference: Any) -> bool:
 
 
 def _check_given(kind: str, given: Mapping[str, Any]) -> None:
-    from parity.errors import UsageError
-
     odd = [key for key, value in given.items() if value is not None and key not in _TAKES[kind]]
     if odd:
         raise UsageError(f"assert_parity of {kind} takes no {odd[0]}; it takes {', '.join(_TAKES[kind])}")
@@ -211,7 +220,6 @@ def _ports(
     from parity import run as runs
     from parity import suite as suites
     from parity.commands.weights_option import open_model
-    from parity.errors import UsageError
     from parity.runfolder import RunFolder
 
     one = [(given[key],) if given[key] else () for key in ("case", "dtype")]

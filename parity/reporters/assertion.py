@@ -96,7 +96,9 @@ def _parents(case: Case, name: str) -> Sequence[str]:
     except (KeyError, TypeError, ValueError):
         return ()
     telling = {row["name"] for row in case["checkpoints"] if row["verdict"] in COMPARED}
-    return graph.visible_parents(name, telling, within_stage=case["mode"] == "isolated") if name in telling else ()
+    if name not in graph.parents:
+        return ()
+    return graph.visible_parents(name, telling, within_stage=case["mode"] == "isolated")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
