@@ -36,7 +36,7 @@ def _bias_after(p: Place, short: Callable[[Array], Array]) -> Callable[[Array, s
     seen="mlx#3860",
 )  # fmt: skip
 def precision_mode(p: Place) -> Variants:
-    """Inputs and weights of the linear layers rounded, alone and with attention's; and results rounded."""
+    """Inputs and weights of the linear layers rounded, alone and with attention's; inputs alone; and results."""
     if not p.layers():
         return
     for said, short in _MANTISSAS.items():
@@ -46,6 +46,10 @@ def precision_mode(p: Place) -> Variants:
             return q.linear(short(x), layer)
 
         yield f"inputs of products in {said}", p.changed(linear=linear)
+        yield (
+            f"activations cast to {said} before products, weights not",
+            p.changed(linear=lambda x, layer, short=short: p.linear(short(x), layer)),
+        )
         if hasattr(p, "attend") and p.kind == "attn":
 
             def attend(q: Array, k: Array, v: Array, short: Callable[[Array], Array] = short) -> Array:
