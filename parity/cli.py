@@ -42,7 +42,7 @@ def _add(parent: App, target: str, name: str) -> None:
     parent.command(f"parity.commands.{target}", name=name, help=text.strip())
 
 
-for _name in ("run", "diagnose", "generate", "report", "plot", "synth", "doctor"):
+for _name in ("run", "compare", "diagnose", "generate", "report", "plot", "synth", "doctor"):
     _add(app, f"{_name}:{_name}", _name)
 
 ranges = App(name="ranges", help="Documented value ranges: check a run against them, record new ones, show them.")

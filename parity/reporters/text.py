@@ -119,8 +119,21 @@ def legend(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     if not all(map(is_exact, rows)):
         said.append("floor: the reference's own rounding noise, median relative RMSE")
         said.append("median, worst: the candidate's error in units of that floor; up to 3 is a match")
+    said += estimated(rows)
     if any(map(is_exact, rows)):
         said.append("exact: must be equal bit for bit; worst: equal, or how many of them differ")
+    return said
+
+
+def estimated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What figures that were not measured on whole values are worth; nothing where there are none."""
+    said = []
+    widths = [row["uncertainty"] for row in rows if row.get("uncertainty")]
+    if widths:
+        said.append(f"estimated from sketches at {len(widths):,} checkpoints: ±{max(widths):.1%} (95 % of them)")
+    for evidence, what in (("statistics", "statistics"), ("range", "ranges")):
+        if known := sum(row.get("evidence") == evidence for row in rows):
+            said.append(f"known by its {what} alone at {known:,} checkpoints: divergence can be shown, parity can't")
     return said
 
 
@@ -195,6 +208,8 @@ def markdown(run: Mapping[str, Any]) -> str:
         lines += ["", "Pictures, on 0–255; mean and std of reference → candidate:", "", *_rows(pictures)]
     if lines_of_budget := budget.table(run):
         lines += ["", f"Error budget, {budget.about(run)}:", "", *_rows(lines_of_budget)]
+    if said := estimated([row for case in run["cases"] for row in case["checkpoints"]]):
+        lines += ["", *(f"{line}." for line in said)]
     sources = source_lines(run["cases"])
     return "\n".join([*lines, *([""] if sources else []), *(f"- {code(line)}" for line in sources)])
 

@@ -1,0 +1,76 @@
+"""``parity compare``: hold what a port dumped against a golden trace."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from parity.compare import compare as judged
+from parity.errors import OutputExistsError
+from parity.golden import read_golden
+from parity.imports import open_candidate
+from parity.reporters.formats import Format, show
+from parity.runfolder import OURS, write_json
+from parity.verdict import exit_code
+
+
+def compare(
+    golden: Path,
+    candidate: Path,
+    /,
+    *more: Path,
+    mode: Annotated[
+        Literal["accumulated", "isolated"] | None, Parameter(help="how the port was run; default as the golden trace")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="also write a run folder with parity.json and report.html")] = None,
+    format: Annotated[Format, Parameter(help="what stdout carries")] = "table",
+    force: Annotated[bool, Parameter(negative=(), help="overwrite a run in --out")] = False,
+) -> int:
+    """Judge a port in any language from what it dumped.
+
+    Needs neither torch nor weights: the golden trace has the reference's statistics, its noise floor and a
+    sketch of the truth. Tensors and sketches give verdicts, with the uncertainty of each figure; statistics
+    and ranges can prove a divergence and never parity. docs/porting.md walks through it.
+
+    Parameters
+    ----------
+    golden
+        what `parity trace record` wrote, or somebody published.
+    candidate
+        .safetensors or .npz whose keys are checkpoint names, a file of sketches, a trace, or a log with ranges.
+    more
+        further files of the same dump.
+    """
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
+    expected = read_golden(golden)
+    found = open_candidate([candidate, *more], expected.graph.parents)
+    if out is not None:
+        _check_free(out, force)
+    with err.status(f"comparing {len(found.names):,} checkpoints"):
+        run = judged(expected, found, mode=mode or "", command=shlex.join(["parity", *sys.argv[1:]]))
+    for note in run["notes"]:
+        err.print(f"note: {note}", markup=False)
+    page = None
+    if out is not None:
+        from parity.report import render_report
+
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "parity.json", run)
+        page = render_report(run, out / "report.html", force=True)
+    show(run, format, page)
+    return exit_code(run["verdict"])
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in OURS) if out.is_dir() else [out.name]
+    if strangers:
+        raise OutputExistsError(f"{out} holds {strangers[0]}, which no run wrote; choose another --out")
+    if any(out.iterdir()) and not force:
+        raise OutputExistsError(f"{out} holds a run; --force overwrites it, another --out keeps it")
