@@ -5,7 +5,7 @@ it; what belongs to other stages is a stand-in that hands over what the state ha
 all the rest: order, casts, masks, positions. Weights come from the loaders of this package and are put into mflux's
 modules by ``load_weights(strict=True)``; packed layers become MLX's own ``nn.QuantizedLinear``, as in mflux.
 
-Every checkpoint of level ``full`` is captured (`NAMES`). q and k with positions exist only inside the attention:
+Every checkpoint of level ``full`` is captured. q and k with positions exist only inside the attention:
 they are cut out of what its ``_compute_attention_qwen`` is given. The sinusoid after SiLU and the first residual are
 arguments of the layers behind them.
 
@@ -16,7 +16,6 @@ axes at (16, 56, 56); of a model with others the table is made by mflux's class 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -88,18 +87,20 @@ class MfluxSession(StagedSession):
         self._checkpoint = Checkpoint(folder)
         check_config(self._checkpoint.config)
         blocks = {f"block.{i:02d}": i for i in range(self._checkpoint.config.num_layers)}
-        self._prefixes = {"embed": EMBED_PARTS, **{stage: (f"transformer_blocks.{i}",) for stage, i in blocks.items()}}
-        self._prefixes["head"] = HEAD_PARTS
-        self.stages: tuple[str, ...] = tuple(self._prefixes)
+        # Of each stage: prefix in the checkpoint -> path in the stage's own model, whose only block is its first.
+        self._parts = {"embed": dict(zip(EMBED_PARTS, EMBED_PARTS, strict=True))}
+        self._parts |= {stage: {f"transformer_blocks.{i}": "transformer_blocks.0"} for stage, i in blocks.items()}
+        self._parts["head"] = dict(zip(HEAD_PARTS, HEAD_PARTS, strict=True))
+        self.stages: tuple[str, ...] = tuple(self._parts)
         self._models: dict[str, QwenTransformer] = {}
         self._text_tokens = 0
 
     def load_stage(self, stage: str) -> None:
         """See `StagedSession.load_stage`."""
         model = build(self._checkpoint.config, blocks=int(stage.startswith("block.")))
-        for part in {"embed": HEAD_PARTS, "head": EMBED_PARTS}.get(stage, (*EMBED_PARTS, *HEAD_PARTS)):
+        for part in {*EMBED_PARTS, *HEAD_PARTS} - set(self._parts[stage]):
             setattr(model, part, None)  # no parameters; `compute` puts a stand-in there
-        load(model, self._checkpoint, self._prefixes[stage], self.dtype, self.hold)
+        load(model, self._checkpoint, self._parts[stage], self.dtype, self.hold)
         instrument(model, self._names(stage))
         self._models[stage] = model
 
@@ -268,25 +269,24 @@ def build(config: TransformerConfig, *, blocks: int) -> QwenTransformer:
     return model
 
 
-def load(model: nn.Module, checkpoint: Checkpoint, prefixes: Sequence[str], dtype: mx.Dtype, hold: mx.Dtype) -> None:
+def load(model: nn.Module, checkpoint: Checkpoint, parts: Mapping[str, str], dtype: mx.Dtype, hold: mx.Dtype) -> None:
     """Put a checkpoint's tensors into mflux's modules, rounded to `hold` and cast to `dtype`; packed ones as they are.
 
     Args:
-        model: has the parameters below `prefixes`, and no others; a single block of it is its first.
-        prefixes: of the checkpoint's keys.
+        model: has the parameters of `parts`, and no others.
+        parts: prefix of the checkpoint's keys -> path in the model.
 
     Raises:
         ValueError: missing, extra or misshaped tensors.
     """
     arrays: dict[str, mx.array] = {}
-    for prefix in prefixes:
-        own = re.sub(r"(?<=^transformer_blocks\.)\d+$", "0", prefix) if len(prefixes) == 1 else prefix
-        packed = _pack(model, checkpoint, prefix, own)
+    for prefix, path in parts.items():
+        packed = _pack(model, checkpoint, prefix, path)
         for key, array in checkpoint.read(f"{prefix}.").items():
-            layer = to_stored(f"{own}.{key.rpartition('.')[0]}".rstrip("."), _RULES)
-            name = f"{layer}.{key.rpartition('.')[2]}"
-            as_stored = layer in packed and not name.endswith(".bias")
-            arrays[name] = array if as_stored else array.astype(hold).astype(dtype)
+            layer, _, leaf = f"{path}.{key}".rpartition(".")
+            layer = to_stored(layer, _RULES)
+            as_stored = layer in packed and leaf != "bias"
+            arrays[f"{layer}.{leaf}"] = array if as_stored else array.astype(hold).astype(dtype)
     try:
         model.load_weights(list(arrays.items()), strict=True)
     except ValueError as error:
@@ -294,16 +294,16 @@ def load(model: nn.Module, checkpoint: Checkpoint, prefixes: Sequence[str], dtyp
     mx.eval(model.parameters())
 
 
-def _pack(model: nn.Module, checkpoint: Checkpoint, prefix: str, own: str) -> set[str]:
+def _pack(model: nn.Module, checkpoint: Checkpoint, prefix: str, path: str) -> set[str]:
     """Put MLX's quantized layers wherever the checkpoint's are packed; their paths."""
     found = set()
     for key, entry in checkpoint.below(f"{prefix}.").items():
         if entry.packing is None:
             continue
-        path = to_stored(f"{own}.{key.removeprefix(prefix + '.')}".removesuffix(".weight").rstrip("."), _RULES)
-        parent, place = owner_of(model, path)
+        layer = to_stored(f"{path}{key.removeprefix(prefix).removesuffix('.weight')}", _RULES)
+        parent, place = owner_of(model, layer)
         outputs, inputs = entry.true_shape
-        packing = entry.packing
-        parent[place] = nn.QuantizedLinear(inputs, outputs, "bias" in parent[place], packing.group_size, packing.bits)
-        found.add(path)
+        bias, packing = "bias" in parent[place], entry.packing
+        parent[place] = nn.QuantizedLinear(inputs, outputs, bias, packing.group_size, packing.bits)
+        found.add(layer)
     return found

@@ -63,7 +63,7 @@ _add(case, "case:export", "export")
 app.command(case)
 
 bench = App(name="bench", help="Measure the toolkit itself: speed, memory, cost of capture, false alarms, sensitivity.")
-for _name in ("forward", "capture", "clean", "sensitivity"):
+for _name in ("forward", "capture", "instrument", "clean", "sensitivity"):
     _add(bench, f"bench:{_name}", _name)
 _add(bench, "bench_stream:stream", "stream")
 _add(bench, "bench_faults:faults", "faults")

@@ -31,7 +31,7 @@ CONFIG = {
     "out_channels": 16,
     "axes_dims_rope": (16, 56, 56),
 }
-SIDES = {"torch": "reference.workload", "mlx": "mlx_impl.workload"}
+SIDES = {"torch": "reference.workload", "mlx": "mlx_impl.workload", "mflux": "mlx_impl.mflux_workload"}
 
 
 def measure(
@@ -41,7 +41,7 @@ def measure(
     """Seconds of each pass, in a fresh process, passes in turn.
 
     Args:
-        side: ``torch`` or ``mlx``.
+        side: ``torch``, ``mlx`` or ``mflux``.
         folder: checkpoint of `CONFIG`.
         passes: of those that the side's ``workload.passes`` gives.
         repeats: timed rounds, after one that is not.
