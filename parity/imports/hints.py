@@ -27,6 +27,8 @@ from parity.sketch import difference, sketch
 _MATCH, _UNCERTAIN = 3.0, 0.3
 # Float64 sketches of equal arrays differ by no more.
 _ROUNDING = 1e-12
+# Arrays of so many elements tell their dtype; so many of them are looked at.
+_TELLING, _LOOKED_AT = 64, 8
 # Relative distance beyond which values are those of other inputs; independent ones are √2 apart.
 _OTHERS = 0.1
 # Unknown names whose values are looked at, arrays of a kind whose axes are turned, names that a hint spells out.
@@ -72,7 +74,7 @@ def hints(
     looked_at |= {name: candidate.read(name) for name in unknown}
     held = held_elsewhere(golden, looked_at)
     found = list(spelling([name for name in strangers if name not in held], golden.graph.parents))
-    found += batch(readings, golden.shapes)
+    found += batch({name: readings[name] for name in golden.shapes if name in readings}, golden.shapes)
     found += renamed(held, candidate.names)
     left = [name for name in diverged if name not in held]
     turned = list(axes(candidate, golden, left, readings))
@@ -315,8 +317,9 @@ def rounded(candidate: Imported, golden: Golden, left: Sequence[str]) -> Iterato
     """Values of a shorter mantissa than the golden trace's run has: the port ran in another dtype."""
     if golden.about["dtype"] != "float32" or candidate.kind != "tensors":
         return
-    short = [name for name in left[:8] if _is_short(candidate.read(name, sketched=False).array)]
-    if short and len(short) == len(left[:8]):
+    large = [name for name in left if math.prod(golden.shapes.get(name, ())) >= _TELLING][:_LOOKED_AT]
+    short = [name for name in large if _is_short(candidate.read(name, sketched=False).array)]
+    if short and len(short) == len(large):
         yield Hint(
             f"values of {short[0]} have no more digits than bfloat16 or float16, and the golden trace is of a "
             "float32 run: record one in the port's dtype",
@@ -325,7 +328,7 @@ def rounded(candidate: Imported, golden: Golden, left: Sequence[str]) -> Iterato
 
 
 def _is_short(array: np.ndarray | None) -> bool:
-    if array is None or (array.dtype.kind not in "f" and array.dtype != ml_dtypes.bfloat16) or array.size < 64:
+    if array is None or (array.dtype.kind not in "f" and array.dtype != ml_dtypes.bfloat16):
         return False
     x = array.reshape(-1)[: 1 << 16].astype(np.float32)
     with np.errstate(all="ignore"):
