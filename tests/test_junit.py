@@ -97,11 +97,11 @@ def test_a_divergence_is_a_failure_that_names_its_sources_first():
     assert places == sorted(places, reverse=True)
 
 
-def test_what_was_not_compared_is_an_error_and_never_green():
+def test_what_was_not_compared_is_never_green():
     root = read(make("incomplete"))
     red = {test.get("name"): test[0] for test in root[0].iter("testcase") if len(test)}
     assert set(red) == {"block.00", "block.01", "head"}
-    assert {one.tag for one in red.values()} == {"error"}
+    assert {(one.tag, one.get("type")) for one in red.values()} == {("failure", "incomplete")}
     assert "uncertain" in red["block.00"].get("message")
     assert "block.01.txt.mod: missing" in red["block.01"].text
     assert "norm_out: skipped" in red["head"].text
@@ -112,19 +112,19 @@ def test_a_stage_with_both_is_one_failure_that_lists_both():
     row = next(row for row in run["cases"][0]["checkpoints"] if row["name"] == "block.01.img.mod")
     row.update(verdict="missing", reason="the candidate did not produce it")
     [failure] = read(run)[0].find("testcase[@name='block.01']")
-    assert failure.tag == "failure"
+    assert failure.get("type") == "divergence"
     assert "block.01.img.mod: missing" in failure.text
 
 
 @pytest.mark.parametrize("change", [{"cases": []}, {"checkpoints": []}])
-def test_nothing_compared_is_an_error(change):
+def test_nothing_compared_is_a_failure(change):
     run = make("incomplete", cases=("square",)) | {key: value for key, value in change.items() if key == "cases"}
     for case in run["cases"]:
         case.update(change)
     root = read(run)
     assert list(faults(root)) == []
     assert len(root) > 0
-    assert all(len(suite.findall("*/error")) == 1 for suite in root)
+    assert all(len(suite.findall("*/failure[@type='incomplete']")) == 1 for suite in root)
 
 
 def test_a_suspect_is_green_and_told():
