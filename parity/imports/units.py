@@ -16,7 +16,7 @@ from parity.imports.ranges import choose, figures_of, log_notes, nothing_in
 from parity.imports.traces import imported_kind, is_traced
 from parity.names import parse as parts_of
 from parity.names import qwen_image_transformer
-from parity.rangetable import MOD_CHUNKS, NORM_OUT_CHUNKS, RangeRow, RangeTable
+from parity.rangetable import LAST, MOD_CHUNKS, NORM_OUT_CHUNKS, RangeRow, RangeTable
 from parity.safetensors_header import json_file, shown
 from parity.trace import MANIFEST
 
@@ -75,7 +75,7 @@ def open_source(path: Path, table: RangeTable, passage: str = "") -> Source:
         UsageError: unreadable, or nothing of it can be checked.
     """
     if path.suffix.lower() in LOGS and path.is_file():
-        return _of_log(path, passage)
+        return _of_log(path, table, passage)
     if passage:
         raise UsageError(f"--pass {shown(passage)}: of logs only; {shown(path.name)} is none")
     found = open_candidate([path])
@@ -85,7 +85,7 @@ def open_source(path: Path, table: RangeTable, passage: str = "") -> Source:
     last = layers - 1 if type(layers) is int else last_of(found.names)
     wanted = {row.resolved(last) for row in table.rows}
     stats = {name: _stats(found, name) for name in found.names if _is_checkpoint(name) or name in wanted}
-    notes = _notes(found, last, len(wanted & set(stats)))
+    notes = _notes(found, len(wanted & set(stats)), last is None and _asks_last(table))
     return Source(found.label, ((found.label, stats, -1 if last is None else last),), notes)
 
 
@@ -102,9 +102,13 @@ def _stats(found: Imported, name: str) -> Mapping[str, Any]:
     return found.read(name, chunks=chunks, sketched=False).stats or {}
 
 
-def _notes(found: Imported, last: int | None, judged: int) -> tuple[str, ...]:
-    said = [*found.notes, f"{judged} of {len(found.names):,} tensors have a documented range"]
-    return (*said, *([_UNKNOWN_LAST] if last is None else []))
+def _notes(found: Imported, judged: int, unknown_last: bool) -> tuple[str, ...]:
+    said = [*found.notes, f"{judged} of {len(found.names):,} checkpoints have a documented range"]
+    return (*said, *([_UNKNOWN_LAST] if unknown_last else []))
+
+
+def _asks_last(table: RangeTable) -> bool:
+    return any(row.checkpoint.startswith(LAST) for row in table.rows)
 
 
 _UNKNOWN_LAST = "which block is the last is not known, since neither norm_out nor final is there; its rows are left out"
@@ -120,7 +124,7 @@ def last_of(names: Iterable[str]) -> int | None:
     return max(blocks) if whole and len(blocks) > 1 else None
 
 
-def _of_log(path: Path, passage: str) -> Source:
+def _of_log(path: Path, table: RangeTable, passage: str) -> Source:
     label, log = shown(path.name), parse(read_lines(path))
     if not log.readings:
         raise UsageError(f"{label}: {nothing_in(log)}")
@@ -130,16 +134,16 @@ def _of_log(path: Path, passage: str) -> Source:
         (f"pass {shown(one.label)}", {name: figures_of(one, name) for name in one.ranges}, -1 if last is None else last)
         for one, last in zip(passes, lasts, strict=True)
     )
-    return Source(label, units, tuple(_log_notes(log, passes, lasts)))
+    return Source(label, units, tuple(_log_notes(log, passes, None in lasts and _asks_last(table))))
 
 
-def _log_notes(log: Log, passes: list[Pass], lasts: list[int | None]) -> Iterator[str]:
+def _log_notes(log: Log, passes: list[Pass], unknown_last: bool) -> Iterator[str]:
     names = {name for one in passes for name in one.ranges}
     yield f"{log.readings} ranges of {len(names)} checkpoints in {len(log.passes)} passes"
     yield from log_notes(log, any(parts_of(name).block is not None for name in names))
     if any(one.scales for one in passes):
         yield "lines of [MOD] have the scales alone: they can be outside of the documented range, not absent"
-    if None in lasts:
+    if unknown_last:
         yield _UNKNOWN_LAST
 
 
