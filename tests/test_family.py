@@ -183,7 +183,7 @@ def test_a_diagnosis_says_what_it_can_and_cannot_do(go, run, author):
     found = json.loads(out)
     assert (code, err) == (1, "")
     assert found["sentence"] == "Not explained: what is wrong at layer.00.act could not be looked into."
-    assert [one["name"] for one in found["unexplained"]] == ["layer.00.act", "layer.01.act"]
+    assert [one["where"] for one in found["unexplained"]] == ["layer.00.act", "layer.01.act"]
     assert "no experiments are written for toy" in found["unexplained"][0]["reason"]
     (note,) = found["notes"]
     assert note.startswith("toy: a component from outside")

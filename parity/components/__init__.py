@@ -51,6 +51,8 @@ def build_graph(described: Mapping[str, Any]) -> Graph:
     """
     if described["name"] == listed.NAME:
         return listed.build(described)
+    if described["name"] not in COMPONENTS:
+        raise ValueError(f"no component {described['name']!r} builds graphs; known: {', '.join(COMPONENTS)}")
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
     numbers = [one for value in arguments.values() for one in (value if isinstance(value, tuple) else (value,))]
     if len(numbers) > LARGEST or any(isinstance(one, int) and abs(one) > LARGEST for one in numbers):
