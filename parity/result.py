@@ -104,7 +104,7 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
     return from_json(to_json(run))
 
 
-_ABOUT = ("weights", "environment", "suite", "ranges", "ports", "command", "started", "seconds", "resources")
+_ABOUT = ("weights", "environment", "suite", "notes", "ranges", "ports", "command", "started", "seconds", "resources")
 
 
 def rejudge(run: Mapping[str, Any]) -> Run:

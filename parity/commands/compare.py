@@ -27,6 +27,9 @@ def compare(
     mode: Annotated[
         Literal["accumulated", "isolated"] | None, Parameter(help="how the port was run; default as the golden trace")
     ] = None,
+    passage: Annotated[
+        str, Parameter(name="--pass", help="which pass of a log with several: a step's number; default the first")
+    ] = "",
     out: Annotated[Path | None, Parameter(help="also write a run folder with parity.json and report.html")] = None,
     format: Annotated[Format, Parameter(help="what stdout carries")] = "table",
     force: Annotated[bool, Parameter(negative=(), help="overwrite a run in --out")] = False,
@@ -48,7 +51,7 @@ def compare(
     """
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     expected = read_golden(golden)
-    found = open_candidate([candidate, *more], expected.graph.parents)
+    found = open_candidate([candidate, *more], expected.graph.parents, passage)
     if out is not None:
         _check_free(out, force)
     with err.status(f"comparing {len(found.names):,} checkpoints"):
