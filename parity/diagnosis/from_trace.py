@@ -17,6 +17,7 @@ from parity.diagnosis.result import Diagnosis, Unexplained
 from parity.diagnosis.statsclues import apart, fingerprint, suggestions
 from parity.errors import UsageError
 from parity.imports.loglines import Log, Pass
+from parity.imports.traces import imported_kind
 from parity.names import Graph, qwen_image_transformer
 from parity.safetensors_header import shown
 from parity.tracefile import UNITS, Trace, of_dump, read_trace
@@ -106,6 +107,10 @@ def one_sided(trace: Trace) -> Diagnosis:
         raise UsageError(
             f"{trace.label}: documented ranges are of the transformer; give --reference for this component"
         )
+    if imported_kind(trace.about) == "sketches":
+        raise UsageError(
+            f"{trace.label}: sketches have no ranges; `parity compare GOLDEN` judges them"
+        )
     ranges = Pass(trace.label)
     for name, stats in trace.stats.items():
         bad = stats["nan"] or stats["pos_inf"] or stats["neg_inf"]
@@ -126,6 +131,9 @@ def compare(candidate: Trace, reference: Trace) -> Diagnosis:
     Raises:
         UsageError: the two do not belong together.
     """
+    for one in (candidate, reference):
+        if imported_kind(one.about) in ("sketches", "ranges"):
+            raise UsageError(f"{one.label}: read from {imported_kind(one.about)}, which are no statistics to compare")
     problem = strangeness(candidate, reference)
     if problem:
         raise UsageError(f"{candidate.label} and {reference.label} do not belong together: {problem}")

@@ -44,6 +44,8 @@ def open_candidate(paths: Sequence[Path], known: Collection[str] = (), passage: 
 
 def _open(paths: Sequence[Path], passage: str) -> Imported:
     path, label = paths[0], shown(paths[0].name)
+    if passage and not (len(paths) == 1 and _is_log(path)):
+        raise UsageError(f"--pass {shown(passage)} chooses a pass of a log; {label} is none")
     if len(paths) == 1 and path.is_dir():
         if is_traced(path):
             return read_traced(path)

@@ -91,6 +91,8 @@ def _within(folder: Path) -> list[Path]:
 
 def _single(folder: Path) -> Path:
     inside = _within(folder)
+    if not inside:
+        raise UsageError(f"{shown(folder.name)}: no trace here; expected manifest.json and stats.parquet")
     if len(inside) > 1:
         names = ", ".join(shown(str(path.relative_to(folder))) for path in inside[:4])
         raise UsageError(f"{shown(folder.name)}: {len(inside)} traces are here ({names}); name one of them")

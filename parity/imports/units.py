@@ -76,9 +76,7 @@ def open_source(path: Path, table: RangeTable, passage: str = "") -> Source:
     """
     if path.suffix.lower() in LOGS and path.is_file():
         return _of_log(path, table, passage)
-    if passage:
-        raise UsageError(f"--pass {shown(passage)}: of logs only; {shown(path.name)} is none")
-    found = open_candidate([path])
+    found = open_candidate([path], passage=passage)
     if found.kind == "sketches":
         raise UsageError(f"{found.label}: sketches have no ranges; expected {ACCEPTED}")
     layers = found.about.get("configs", {}).get("transformer", {}).get("num_layers")
