@@ -25,7 +25,7 @@ from parity.errors import OutputExistsError
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
 from parity.rowpack import pack
-from parity.sections import Entry, component_title, group_of, is_exact
+from parity.sections import Entry, component_title, estimated, group_of, is_exact
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
 ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "table.js")
@@ -78,6 +78,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
         budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
+        estimated=estimated([row for entry in run["cases"] for row in entry["checkpoints"]]),
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
         data=Markup(pack(run)),
     )  # fmt: skip

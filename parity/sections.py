@@ -147,6 +147,18 @@ def is_exact(row: Row) -> bool:
     return row.get("floor_by") == "exact"
 
 
+def estimated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What figures that were not measured on whole values are worth; nothing where there are none."""
+    said = []
+    widths = [row["uncertainty"] for row in rows if row.get("uncertainty")]
+    if widths:
+        said.append(f"estimated from sketches at {len(widths):,} checkpoints: ±{max(widths):.1%} (95 % of them)")
+    for evidence, what in (("statistics", "statistics"), ("range", "ranges")):
+        if known := sum(row.get("evidence") == evidence for row in rows):
+            said.append(f"known by its {what} alone at {known:,} checkpoints: divergence can be shown, parity can't")
+    return said
+
+
 def sections(entry: Entry) -> list[Section]:
     """The sections of an entry in order, at least one.
 

@@ -16,7 +16,7 @@ from parity import budget
 from parity.pageimages import figure
 from parity.reporters.rows import printable
 from parity.run import Progress as Tell
-from parity.sections import component_title, group_of, is_exact
+from parity.sections import component_title, estimated, group_of, is_exact
 
 STYLE = {"parity": "bold green", "divergence": "bold red", "incomplete": "bold yellow"}
 SOURCES_SHOWN = 6
@@ -122,18 +122,6 @@ def legend(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     said += estimated(rows)
     if any(map(is_exact, rows)):
         said.append("exact: must be equal bit for bit; worst: equal, or how many of them differ")
-    return said
-
-
-def estimated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What figures that were not measured on whole values are worth; nothing where there are none."""
-    said = []
-    widths = [row["uncertainty"] for row in rows if row.get("uncertainty")]
-    if widths:
-        said.append(f"estimated from sketches at {len(widths):,} checkpoints: ±{max(widths):.1%} (95 % of them)")
-    for evidence, what in (("statistics", "statistics"), ("range", "ranges")):
-        if known := sum(row.get("evidence") == evidence for row in rows):
-            said.append(f"known by its {what} alone at {known:,} checkpoints: divergence can be shown, parity can't")
     return said
 
 
