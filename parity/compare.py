@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from parity import worst
 from parity.errors import UsageError
 from parity.golden import Golden
 from parity.imports.base import Imported, Reading
@@ -36,7 +37,7 @@ from parity.result import Run, assemble
 from parity.runfolder import from_json, to_json
 from parity.safetensors_header import shown
 from parity.sketch import difference
-from parity.stats import distance, error, mismatches
+from parity.stats import Error, distance, error, mismatches
 from parity.trace import Floor
 
 Row = dict[str, Any]
@@ -182,9 +183,9 @@ def _measured(golden: Golden, name: str, reading: Reading, floor: Floor) -> Row:
     """The figures of a checkpoint of the right shape, from the best evidence there is."""
     truth = golden.values(name) if reading.array is not None else None
     if name in golden.graph.exact:
-        return _of_exact(truth, reading)
+        return _of_exact(truth, reading, floor)
     if truth is not None:
-        return _of_values(reading.array.reshape(truth.shape), truth)
+        return _of_values(reading.array.reshape(truth.shape), truth, floor)
     if reading.sketch is not None:
         return _of_sketches(golden, name, reading, floor)
     stats = reading.stats or {}
@@ -193,7 +194,7 @@ def _measured(golden: Golden, name: str, reading: Reading, floor: Floor) -> Row:
     return {"evidence": "range", "resolution": reading.resolution}
 
 
-def _of_exact(expected: np.ndarray | None, reading: Reading) -> Row:
+def _of_exact(expected: np.ndarray | None, reading: Reading, floor: Floor) -> Row:
     if expected is None or reading.array is None:
         return {"evidence": "statistics"}
     array = reading.array.reshape(expected.shape)
@@ -201,14 +202,16 @@ def _of_exact(expected: np.ndarray | None, reading: Reading) -> Row:
     return {
         "evidence": "values", "mismatches": mismatches(array, expected),
         "rel_rmse": found.rel_rmse, "peak": found.max_abs,
+        "worst": worst.of_measured(array, expected, found, vars(floor)),
     }  # fmt: skip
 
 
-def _of_values(array: np.ndarray, truth: np.ndarray) -> Row:
+def _of_values(array: np.ndarray, truth: np.ndarray, floor: Floor) -> Row:
     far = distance(array, truth)
     return {
         "evidence": "values", "rel_rmse": far.rel_rmse, "peak": far.max_abs,
         "rmse": far.rmse, "max_abs": far.max_abs, "max_at": list(far.max_at), "cosine": far.cosine, "psnr": far.psnr,
+        "worst": worst.of_measured(array, truth, Error(far.rel_rmse, far.max_abs), vars(floor)),
     }  # fmt: skip
 
 

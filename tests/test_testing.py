@@ -125,8 +125,9 @@ def test_values_against_a_golden_trace(golden, tmp_path):
     as_port = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in values.items()}
     assert assert_parity(as_port, folder)["verdict"] == "parity"
     wrong = as_port | {"block.01.img.attn": as_port["block.01.img.attn"] * np.float32(1.001)}
-    with pytest.raises(ParityAssertionError, match=r"divergence at block\.01\.img\.attn"):
+    with pytest.raises(ParityAssertionError, match=r"divergence at block\.01\.img\.attn") as raised:
         assert_parity(wrong, str(folder))
+    assert "worst elements" in str(raised.value)
     del wrong["block.01.img.attn"], wrong["block.00.img.ffn"]
     with pytest.raises(ParityAssertionError, match="incomplete: 2 missing"):
         assert_parity(wrong, folder)
