@@ -11,15 +11,17 @@
         def stages(self, model):
             return {"embed": lambda state: {"hidden": model.embed(state["ids"])}, …}
 
-Sessions in float64 are the truth: parameters and buffers are widened here; a module that computes in float32 whatever
-it is given is an island, which `build` has to widen (`reference.precision.widen_islands` does it for diffusers' own).
+Sessions in float64 are the truth: parameters and buffers are held as the run has them, and widened here. A module that
+computes in float32 whatever it is given is an island, which `build` has to widen (`reference.precision.widen_islands`
+does it for diffusers' own).
 The whole model is in memory once a session has loaded its first stage.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,19 @@ class ModelPort(ABC):
         return self._torch.environment()
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What a model makes itself, buffers of constants, is in this dtype, as when transformers loads one; so the
+    truth has the constants that the run has.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class ModelSession(StagedSession):
     """A whole model in one dtype.
 
@@ -107,7 +122,8 @@ class ModelSession(StagedSession):
     ) -> None:
         super().__init__(None, device, dtype, hold)
         self._port, self._folder = port, folder
-        self._model = port.build(folder, dtype).eval().requires_grad_(False)
+        with _default_dtype(hold):
+            self._model = port.build(folder, dtype).eval().requires_grad_(False)
         self._stages = port.stages(self._model)
         self._has_weights = False
         self.stages: tuple[str, ...] = tuple(self._stages)
@@ -129,7 +145,7 @@ class ModelSession(StagedSession):
         self._model.load_state_dict(weights, strict=True, assign=True)
         self._model.requires_grad_(False).to(self.device)
         if self.dtype == torch.float64:
-            self._model.to(torch.float64)  # buffers that no file holds, such as rotary frequencies
+            self._model.to(torch.float64)  # buffers that no file holds
         self._has_weights = True
 
     def _held(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -132,6 +132,8 @@ class _HalfOnCpu(TorchFunctionMode):
     ) -> torch.Tensor:  # fmt: skip
         """The function of torch, whose arguments these are."""
         wide = [x.float() for x in (query, key, value)]
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            attn_mask = attn_mask.float()  # numbers to add
         if not self._round:
             options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
             return F.scaled_dot_product_attention(*wide, attn_mask=attn_mask, **options).to(query.dtype)
@@ -142,7 +144,6 @@ class _HalfOnCpu(TorchFunctionMode):
         if is_causal:
             attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
         if attn_mask is not None and attn_mask.dtype != torch.bool:
-            # Not −∞ but a large number where nothing is to be seen, as transformers makes them.
             scores, attn_mask = scores + attn_mask, None
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
