@@ -272,7 +272,8 @@ def test_the_command_writes_a_run_that_can_be_reported_again(golden, tmp_path, c
     assert call(["report", str(tmp_path / "run")]) == 1
     assert (tmp_path / "run" / "report.html").read_bytes() == page
     assert call(["plot", str(tmp_path / "run")]) == 0
-    capsys.readouterr()
+    assert call(["diagnose", str(tmp_path / "run")]) == 2
+    assert "`parity diagnose DUMP --weights DIR`" in capsys.readouterr().err
     assert call(arguments) == 2
     assert "--force overwrites it" in capsys.readouterr().err
     assert call([*arguments, "--force"]) == 1

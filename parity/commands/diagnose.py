@@ -112,6 +112,11 @@ def _run(folder: Path, weights: str | None, candidate: str | None, python: Seque
     run = read_run(folder)
     err = Console(stderr=True, highlight=False)
     if not isinstance(run.get("ports"), dict):
+        if run.get("suite") == "compare":
+            raise UsageError(
+                f"{folder}: a comparison with a golden trace, whose port can't be run here; "
+                "`parity diagnose DUMP --weights DIR` looks at what it dumped"
+            )
         raise UsageError(f"{folder}: written by an older version, which did not keep its ports; run it again")
     cases = [case_of(row) for row in run["cases"] if row["component"] in COMPONENTS]
     if not cases:
