@@ -82,6 +82,7 @@ def compare(golden: Golden, candidate: Imported, *, mode: str = "", command: str
         },
         "suite": "compare",
         "notes": list(candidate.notes),
+        **({"ranges": golden.about["ranges"]} if "ranges" in golden.about else {}),
         "command": command,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),

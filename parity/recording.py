@@ -26,6 +26,7 @@ from parity.lockstep import Lockstep, Prepared, Unit, chunks_of, loaded, opened
 from parity.model_folder import ModelFolder
 from parity.ports import Port, State, environment
 from parity.prefetch import Prefetcher
+from parity.rangetable import RangeTable
 from parity.run import streams
 from parity.sketch import DEFAULT, Spec, sketch
 from parity.stats import describe
@@ -44,6 +45,7 @@ class Wanted:
         level: of detail that the unit's graph has.
         keep: patterns (``block.07.*``) of checkpoints whose whole values are kept.
         spec: of the sketches.
+        ranges: a table of the suite's own, which comparisons check too.
         command: that was given, for the manifest.
     """
 
@@ -51,6 +53,7 @@ class Wanted:
     level: str = "block"
     keep: tuple[str, ...] = ()
     spec: Spec = DEFAULT
+    ranges: RangeTable | None = None
     command: str = ""
 
     def keeps(self, name: str) -> bool:
@@ -216,7 +219,8 @@ def _about(
     unit: Unit, model: ModelFolder, wanted: Wanted, inputs: State, found: Mapping[str, Any], side: str
 ) -> dict[str, Any]:  # fmt: skip
     """What the manifest says."""
-    return {
+    own = {"ranges": wanted.ranges.contents()} if wanted.ranges else {}
+    return own | {
         "side": side,
         "case": unit.case.describe() | {"name": unit.case.name},
         "case_hash": case_hash(inputs),

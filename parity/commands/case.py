@@ -10,7 +10,7 @@ from rich.console import Console
 
 from parity import suite as suites
 from parity.casefile import spell, write_inputs
-from parity.commands.weights_option import open_model
+from parity.commands.weights_option import asked, open_model
 from parity.errors import OutputExistsError, UsageError
 from parity.ports import open_port
 from parity.recording import export_states
@@ -55,7 +55,9 @@ def export(
     path = out or Path(f"{planned.case.name}.{chosen_dtype}.safetensors")
     _check_free([path, *([stages] if stages else [])], force)
     # The first stage's inputs need no value of a weight: sizes are enough.
-    model = open_model(weights or chosen.weights, planned.case.folders, err, later=lambda _: stages is None)
+    model = open_model(
+        asked(weights, chosen), planned.case.folders, err, later=lambda _: stages is None, plain=chosen.plain
+    )
     inputs = planned.case.inputs(model.configs, chosen_dtype)
     size = write_inputs(path, inputs, planned.case, chosen_dtype)
     for key, array in inputs.items():

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from parity import estimate, memory
 from parity import suite as suites
-from parity.commands.weights_option import open_loras, open_model, open_original
-from parity.errors import UsageError
+from parity.commands.weights_option import asked, open_loras, open_model, open_original
 from parity.ports import environment, open_port
 from parity.reporters import text
 from parity.reporters.formats import Format, show
@@ -85,9 +84,7 @@ def run(
     chosen = suites.load(suite or "default").narrowed(case, dtype, detail, inside)
     err = Console(stderr=True, highlight=False)
     planned = [one.case for one in chosen.cases]
-    where = weights or chosen.weights
-    if not where:
-        raise UsageError(f"suite {chosen.name!r} names no weights: give --weights DIR")
+    where = asked(weights, chosen)
     later = partial(streams, cases=planned)
     model = open_model(where, chosen.folders, err, later=later, plain=chosen.plain)
     if suite is None and model.nbytes > FULL_BYTES:

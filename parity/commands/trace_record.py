@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from parity import estimate, memory
 from parity import suite as suites
-from parity.commands.weights_option import open_loras, open_model
+from parity.commands.weights_option import asked, open_loras, open_model
 from parity.errors import OutputExistsError, UsageError
 from parity.lockstep import Unit
 from parity.ports import open_port
@@ -69,18 +70,21 @@ def record(
     err = Console(stderr=True, highlight=False)
     chosen = suites.load(suite).narrowed(case, dtype, detail or "block")
     spec = _spec(buckets, seed)
-    model = open_model(weights or chosen.weights, chosen.folders, err, later=lambda found: _streamed(found, chosen))
+    planned = [one.case for one in chosen.cases]
+    later = partial(streams, cases=planned)
+    model = open_model(asked(weights, chosen), chosen.folders, err, later=later, plain=chosen.plain)
     loras = open_loras(lora, model, err)
     units = Job(chosen, model, port or "", truth, loras=loras).units
     folders = [out / unit.key for unit in units]
     make_room(folders, force)
     levels = {planned.case.name: planned.detail for planned in chosen.cases}
     estimate.check_memory([(unit, levels[unit.case.name]) for unit in units], model, 1, memory.available())
+    command = shlex.join(["parity", *sys.argv[1:]])
     sides = open_port(reference), open_port(port) if port else None
     adapters = [one.adapter for one in loras]
     with text.progress(err) as progress:
         for unit, folder in zip(units, folders, strict=True):
-            wanted = Wanted(mode, levels[unit.case.name], keep, spec, shlex.join(["parity", *sys.argv[1:]]))
+            wanted = Wanted(mode, levels[unit.case.name], keep, spec, chosen.ranges, command)
             _check_kept(unit, keep)
 
             def told(stage: str, done: int, total: int, unit: Unit = unit) -> None:
@@ -92,10 +96,6 @@ def record(
                 record_port(unit, sides[1], sides[0], model, folder, wanted, told, adapters)
             print(folder)
     return 0
-
-
-def _streamed(model, suite: suites.Suite) -> bool:
-    return streams(model, [planned.case for planned in suite.cases])
 
 
 def _spec(buckets: int, seed: int) -> Spec:

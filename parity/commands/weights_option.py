@@ -13,6 +13,7 @@ from rich.console import Console
 from parity import hub, lora, model_folder, plain_weights
 from parity.errors import UsageError, WeightsError
 from parity.safetensors_header import shown
+from parity.suite import Suite
 
 SYNTHETIC = "synthetic:"
 # Keys of a config that say how weights are stored and who wrote them: a quantized model's differ from its original's.
@@ -56,6 +57,17 @@ def find(weights: str, folders: Iterable[str] | None = None) -> Found:
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     snapshot = hub.snapshot(hub_id, folders, lambda line: err.print(line, markup=False))
     return Found(snapshot.path, snapshot.describe())
+
+
+def asked(weights: str | None, suite: Suite) -> str:
+    """What ``--weights`` says, else the suite.
+
+    Raises:
+        UsageError: neither says anything.
+    """
+    if not (weights or suite.weights):
+        raise UsageError(f"suite {suite.name!r} names no weights: give --weights DIR")
+    return weights or suite.weights
 
 
 def find_model(weights: str, folders: Iterable[str] | None = None) -> Path:
