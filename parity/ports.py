@@ -157,8 +157,8 @@ def open_port(spec: str | Port) -> Port:
 
 
 def _put_blas_in_place() -> None:
-    """Before a module from outside loads MLX: the BLAS that its CPU wheel links sums in one long chain, which costs
-    a port three times the reference's noise (and thirty times its time); see ``mlx_impl/blas.py``.
+    """Before a module from outside loads MLX: with the BLAS that MLX's CPU wheel links, a port has up to three times
+    the noise at long products, and takes thirty times as long; see ``mlx_impl/blas.py``.
     """
     with suppress(ModuleNotFoundError):
         importlib.import_module("mlx_impl.blas")
