@@ -103,6 +103,8 @@ def test_it_fits_on_one_screen(kind):
         for row in case["checkpoints"]:
             row["worst"] = [[[0] * 60, 1.0, 2.0]] * 5
             row["reason"] = "why " * 100
+        for row in case["checkpoints"][-9:]:
+            row.update(verdict="missing", source=False)
     page = Path("/" + "p" * 300 + "/report.html")
     lines = assertion.message(run, page).split("\n")
     assert len(lines) <= 40

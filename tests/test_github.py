@@ -70,6 +70,7 @@ def test_a_command_stays_one_line_and_comes_back_as_it_was():
     written = github.command("error", title, message)
     assert written == "::error title=50 %25 off%2C at a%3Ab::100 %25%0Asecond, line: x"
     assert parse(written) == ("error", {"title": title}, message)
+    assert github.command("error", "a\r", "b\x1bc\r") == "::error title=a%0D::b\\x1bc\\r"
 
 
 @pytest.mark.parametrize("planted", ["\n::error::forged", "\r\n::set-output name=x::y", "\u2028::error::z", "\x1b[31m"])

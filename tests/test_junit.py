@@ -93,6 +93,9 @@ def test_a_divergence_is_a_failure_that_names_its_sources_first():
         "    [0, 0, 1]: 2, truth 1",
     ]
     assert "shape 1×256×64" in lines[0]
+    before = next(row for row in run["cases"][0]["checkpoints"] if row["name"] == "block.00.img.mod")
+    before.update(verdict="diverged", propagated=True)
+    lines = read(run)[0].find("testcase[@name='block.00']/failure").text.splitlines()
     places = ["source" if ", source" in line else "propagated" for line in lines if "diverged" in line]
     assert places == sorted(places, reverse=True)
 
