@@ -4,8 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from golden_unit import GRAPH, HEADS, TOKENS, arrays, dump, write_golden
+from safetensors.numpy import save_file
 
 from parity.compare import compare
+from parity.errors import UsageError
 from parity.golden import read_golden
 from parity.imports import open_candidate
 from parity.imports.axes import layouts
@@ -153,3 +155,19 @@ def test_every_layout_reads_back_what_was_turned():
     assert count == 1 + 5
     assert list(layouts((1, 5), (1, 6))) == []
     assert sum(TOKENS.values()) == 34
+
+
+def test_a_whole_run_is_not_held_against_floors_of_single_stages_in_silence(tmp_path, capsys):
+    from golden_unit import CASE
+
+    golden = read_golden(write_golden(tmp_path / "g", mode="isolated"))
+    wrong = arrays() | {"final": arrays(seed=2)["final"]}
+    notes = compare(golden, open_candidate([dump(tmp_path / "d.safetensors", wrong)]))["notes"]
+    assert len(notes) == 1
+    assert notes[0].startswith("the golden trace is isolated, and the dump has the case of a whole run")
+    assert compare(golden, open_candidate([dump(tmp_path / "d.safetensors", wrong, "")]))["notes"] == []
+    save_file(wrong, tmp_path / "e.safetensors", {"parity.case": CASE, "parity.mode": "isolated"})
+    assert compare(golden, open_candidate([tmp_path / "e.safetensors"]))["notes"] == []
+    save_file(wrong, tmp_path / "e.safetensors", {"parity.mode": "accumulated"})
+    with pytest.raises(UsageError, match="mode accumulated"):
+        compare(golden, open_candidate([tmp_path / "e.safetensors"]))

@@ -73,7 +73,8 @@ def hints(
     looked_at = {name: readings[name] for name in diverged if name in readings}
     looked_at |= {name: candidate.read(name) for name in unknown}
     held = held_elsewhere(golden, looked_at)
-    found = list(spelling([name for name in strangers if name not in held], golden.graph.parents))
+    found = list(fed_itself(candidate, golden, diverged))
+    found += list(spelling([name for name in strangers if name not in held], golden.graph.parents))
     found += batch({name: readings[name] for name in golden.shapes if name in readings}, golden.shapes)
     found += renamed(held, candidate.names)
     left = [name for name in diverged if name not in held]
@@ -85,6 +86,17 @@ def hints(
     short = list(rounded(candidate, golden, left))
     found += short or other_inputs(candidate, golden, left, readings)
     return found
+
+
+def fed_itself(candidate: Imported, golden: Golden, diverged: Sequence[str]) -> Iterator[Hint]:
+    """A dump of a whole run held against noise floors of single stages."""
+    isolated, said = golden.about["mode"] == "isolated", candidate.about.get("mode")
+    if isolated and not said and candidate.case and diverged:
+        yield Hint(
+            "the golden trace is isolated, and the dump has the case of a whole run, in which a port feeds itself and "
+            "errors add up: compare it with an accumulated one, or say parity.mode isolated in its metadata",
+            tuple(diverged),
+        )
 
 
 def spelling(strangers: Sequence[str], known: Collection[str]) -> Iterator[Hint]:

@@ -20,6 +20,8 @@ from parity.tracefile import ROWS, read_dump, read_sketches
 
 # A sketch has no shape; a file of sketches may tell those of the arrays: {"block.07.img.attn": [1, 256, 3072]}.
 SHAPES_KEY = "parity.shapes"
+# How the port was run, where the file tells: ``accumulated`` or ``isolated``.
+MODE_KEY = "parity.mode"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +120,23 @@ def _read(path: Path) -> Imported:
         metadata = read_header(path).metadata
     except WeightsError as error:
         raise UsageError(str(error), error.details) from None
-    case = metadata.get(CASE_KEY, "")
+    case, about = metadata.get(CASE_KEY, ""), {"mode": metadata[MODE_KEY]} if MODE_KEY in metadata else {}
     if SKETCH_KEY in metadata:
         spec, sketches, _ = read_sketches(path)
         shapes = _shapes(metadata.get(SHAPES_KEY), f"{label}: {SHAPES_KEY}")
         return Sketches(
-            label=label, kind="sketches", names=tuple(sketches), case=case, spec=spec, sketches=sketches, shapes=shapes
+            label=label,
+            kind="sketches",
+            names=tuple(sketches),
+            case=case,
+            about=about,
+            spec=spec,
+            sketches=sketches,
+            shapes=shapes,
         )
     arrays = read_dump(path)
     given = {name: (lambda array=array: array) for name, array in arrays.items()}
-    return Tensors(label=label, kind="tensors", names=tuple(arrays), case=case, arrays=given)
+    return Tensors(label=label, kind="tensors", names=tuple(arrays), case=case, about=about, arrays=given)
 
 
 def _shapes(text: str | None, where: str) -> dict[str, tuple[int, ...]]:

@@ -137,12 +137,16 @@ def _of_log(path: Path, table: RangeTable, passage: str) -> Source:
 
 def _log_notes(log: Log, passes: list[Pass], unknown_last: bool) -> Iterator[str]:
     names = {name for one in passes for name in one.ranges}
-    yield f"{log.readings} ranges of {len(names)} checkpoints in {len(log.passes)} passes"
+    yield f"{log.readings} ranges of {len(names)} checkpoints in {_passes(len(log.passes))}"
     yield from log_notes(log, any(parts_of(name).block is not None for name in names))
     if any(one.scales for one in passes):
         yield "lines of [MOD] have the scales alone: they can be outside of the documented range, not absent"
     if unknown_last:
         yield _UNKNOWN_LAST
+
+
+def _passes(count: int) -> str:
+    return "one pass" if count == 1 else f"{count} passes"
 
 
 def of_scales(table: RangeTable, row: RangeRow, stats: Mapping[str, Any] | None) -> dict[str, Any] | None:
