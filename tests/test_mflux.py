@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mflux.models.qwen.model.qwen_transformer.qwen_feed_forward import QwenFeedForward
+from mflux.models.qwen.model.qwen_transformer.qwen_timesteps import QwenTimesteps
 from mini import CONFIG, write_checkpoint, write_suite
 
 from mlx_impl.mflux_port import MfluxPort, arguments, build, check_config, load
@@ -109,6 +110,14 @@ def test_without_the_rounding_that_docs_name_the_port_is_right_in_float32(weight
 
     monkeypatch.setattr(ModelConfig, "precision", mx.float32)
     code, found = parity_json(weights, tmp_path, dtypes=("float32",))
+    assert (code, found["verdict"]) == (0, "parity")
+    assert found["counts"]["match"] == 2 * len(GRAPH.expected)
+
+
+def test_without_the_rounding_that_docs_name_the_port_is_right_in_bfloat16(weights, tmp_path, monkeypatch):
+    rounding = QwenTimesteps.__call__
+    monkeypatch.setattr(QwenTimesteps, "__call__", lambda self, timesteps: rounding(self, timesteps.astype(mx.float32)))
+    code, found = parity_json(weights, tmp_path, dtypes=("bfloat16",))
     assert (code, found["verdict"]) == (0, "parity")
     assert found["counts"]["match"] == 2 * len(GRAPH.expected)
 
