@@ -20,14 +20,23 @@ from parity.reporters import formats, text
 from parity.verdict import exit_code
 
 WIDTH = 80
-COMMANDS = ("bench", "diagnose", "doctor", "generate", "plot", "ranges", "report", "run", "synth", "weights")
+COMMANDS = (
+    "bench", "case", "compare", "diagnose", "doctor", "generate", "plot", "ranges", "report", "run", "synth", "trace",
+    "weights",
+)  # fmt: skip
 BELOW = {
+    "case": ("export",),
+    "trace": ("import", "record", "show"),
     "ranges": ("check", "record", "show"),
-    "bench": ("capture", "clean", "faults", "forward", "pictures", "sensitivity", "stream"),
+    "bench": ("capture", "clean", "faults", "forward", "instrument", "pictures", "sensitivity", "stream"),
     "weights": ("check", "convert", "quantize", "scan"),
 }
 # Commands of a group that have a file of their own.
-OWN_FILE = {"bench_faults", "bench_pictures", "bench_stream", "quantize", "scan"}
+OWN_FILE = {
+    "bench_faults", "bench_pictures", "bench_stream", "quantize", "scan", "trace_import", "trace_record", "trace_show",
+}  # fmt: skip
+# Parameters whose word is one of Python's own.
+SPELLED = {"passage": "pass"}
 PATHS = [(), *((c,) for c in COMMANDS), *((c, one) for c, ones in BELOW.items() for one in ones)]
 KINDS = ("clean", "diverged", "incomplete")
 
@@ -86,7 +95,7 @@ def test_help_of_a_group_lists_its_commands(capsys, group):
 def test_every_command_file_is_on_the_command_line():
     folder = Path(cli.__file__).parent / "commands"
     files = {path.stem for path in folder.glob("*.py")} - {"__init__", "weights_option"}
-    assert files == set(COMMANDS) | OWN_FILE
+    assert files == set(COMMANDS) - {"trace"} | OWN_FILE
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
@@ -101,8 +110,9 @@ def test_help_fits_and_is_the_same_each_time(capsys, path):
 def test_help_has_a_word_for_every_parameter(capsys, path):
     page = said(capsys, *path, "--help")
     own = next((file for file in (path[-1], "_".join(path)) if file in OWN_FILE), path[0])
-    command = getattr(__import__(f"parity.commands.{own}", fromlist=["x"]), path[-1])
-    for name in inspect.signature(command).parameters:
+    module = __import__(f"parity.commands.{own}", fromlist=["x"])
+    command = getattr(module, path[-1], None) or getattr(module, path[-1] + "_")
+    for name in (SPELLED.get(name, name) for name in inspect.signature(command).parameters):
         shown = re.search(
             rf"^│ (?:\*\s+)?\s*(?:--{name.replace('_', '-')}|{name.upper()})\b(?: [A-Z]+(?:\.\.\.)?)?\s+(\S.*?)│$",
             page,
