@@ -1,6 +1,7 @@
 """A model of another family in numpy, as an author would bring it: modules, weights, a suite, in a folder."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ class ToyCase(Case):
 
 PORT = """
 import json
+import sys
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -122,6 +124,12 @@ def write(folder: Path, *, case: str = CASE, mine: str = PORT, theirs: str = POR
     (folder / "toy.toml").write_text(suite)
     write_weights(folder / "weights")
     return folder / "toy.toml"
+
+
+def forget() -> None:
+    """Another test's author has modules of the same names."""
+    for name in [name for name in sys.modules if name.startswith("toy_")]:
+        del sys.modules[name]
 
 
 def write_weights(folder: Path, seed: int = 0) -> Path:

@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def run(folder, tmp_path, capsys):
     def command(*more):
-        code = call(["run", str(folder / "suite.toml"), *OPTIONS, "--out", str(tmp_path / "run"), *more])
+        code = call(["run", str(folder / "minilm.toml"), *OPTIONS, "--out", str(tmp_path / "run"), *more])
         return code, capsys.readouterr().err, read_run(tmp_path / "run")
 
     return command

@@ -17,20 +17,15 @@ BROKEN = family_toy.PORT.replace("np.tanh(up)", "np.tanh(up * 1.001)")
 def go(tmp_path, capsys, monkeypatch):
     """Runs a command line; what it imports is forgotten afterwards."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    known = set(sys.modules)
-
-    def forget():
-        for name in [name for name in sys.modules if name not in known and name.startswith("toy_")]:
-            del sys.modules[name]
 
     def command(*argv):
-        forget()
+        family_toy.forget()
         code = call([str(one) for one in argv])
         streams = capsys.readouterr()
         return code, streams.out, streams.err
 
     yield command
-    forget()
+    family_toy.forget()
 
 
 @pytest.fixture
@@ -43,9 +38,12 @@ def run(go, tmp_path):
 
 
 @pytest.fixture
-def author(tmp_path):
+def author(tmp_path, monkeypatch):
     """Writes the author's folder and gives the suite's path."""
-    return lambda **texts: family_toy.write(tmp_path / "author", **texts)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    family_toy.forget()
+    yield lambda **texts: family_toy.write(tmp_path / "author", **texts)
+    family_toy.forget()
 
 
 def test_another_family_is_parity_and_written_out_whole(run, author):
@@ -228,3 +226,10 @@ def test_a_suite_may_have_components_of_both_kinds(author):
     both = family_toy.SUITE.replace('title = "toy"', 'title = "toy"\ninclude = ["scheduler"]')
     found = suite.load(str(author(suite=both)))
     assert (found.folders, found.plain) == (("scheduler", "."), {".": ("config.json",)})
+
+
+def test_of_a_hub_only_the_models_own_folder_is_fetched():
+    from parity import hub
+
+    files = ("config.json", "model.safetensors", "onnx/model.safetensors", "pytorch_model.bin", "tokenizer.json")
+    assert hub.needed(files, (".",)) == ("config.json", "model.safetensors", "tokenizer.json")

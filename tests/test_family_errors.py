@@ -21,14 +21,9 @@ ENTRY = '"toy_case:ToyCase"'
 def say(tmp_path, capsys, monkeypatch):
     """Exit code and the lines on stderr of a run of the author's folder."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    known = set(sys.modules)
-
-    def forget():
-        for name in [name for name in sys.modules if name not in known and name.startswith("toy_")]:
-            del sys.modules[name]
 
     def command(*more, weights="weights", **texts):
-        forget()
+        family_toy.forget()
         suite = family_toy.write(tmp_path / "author", **texts)
         given = ["--weights", str(tmp_path / "author" / weights)] if weights else []
         argv = ["run", str(suite), *family_toy.OPTIONS, *given, "--jobs", "1", "--out", str(tmp_path / "run"), *more]
@@ -36,7 +31,7 @@ def say(tmp_path, capsys, monkeypatch):
         return code, capsys.readouterr().err.strip().splitlines()
 
     yield command
-    forget()
+    family_toy.forget()
 
 
 def changed(text, old, new):
@@ -293,9 +288,10 @@ def test_one_folder_of_two_kinds(tmp_path, monkeypatch):
     from parity import suite
 
     monkeypatch.setattr(sys, "path", list(sys.path))
+    family_toy.forget()
     case = changed(CASE, '= (".",)', '= ("scheduler",)')
     both = changed(SUITE, 'title = "toy"', 'title = "toy"\ninclude = ["scheduler"]')
     found = suite.load(str(family_toy.write(tmp_path / "author", case=case, suite=both)))
-    del sys.modules["toy_case"]
+    family_toy.forget()
     with pytest.raises(UsageError, match="folder 'scheduler' is a plain one"):
         _ = found.plain
