@@ -270,7 +270,7 @@ def build(config: TransformerConfig, *, blocks: int) -> QwenTransformer:
 
 
 def load(model: nn.Module, checkpoint: Checkpoint, parts: Mapping[str, str], dtype: mx.Dtype, hold: mx.Dtype) -> None:
-    """Put a checkpoint's tensors into mflux's modules, rounded to `hold` and cast to `dtype`; packed ones as they are.
+    """Put a checkpoint's tensors into mflux's modules, rounded to `hold` and cast to `dtype`; packed codes as they are.
 
     Args:
         model: has the parameters of `parts`, and no others.
@@ -285,8 +285,9 @@ def load(model: nn.Module, checkpoint: Checkpoint, parts: Mapping[str, str], dty
         for key, array in checkpoint.read(f"{prefix}.").items():
             layer, _, leaf = f"{path}.{key}".rpartition(".")
             layer = to_stored(layer, _RULES)
-            as_stored = layer in packed and leaf != "bias"
-            arrays[f"{layer}.{leaf}"] = array if as_stored else array.astype(hold).astype(dtype)
+            # Scales too: left in float32 they would carry the whole of mflux there, whatever the run's dtype.
+            codes = layer in packed and leaf == "weight"
+            arrays[f"{layer}.{leaf}"] = array if codes else array.astype(hold).astype(dtype)
     try:
         model.load_weights(list(arrays.items()), strict=True)
     except ValueError as error:

@@ -92,6 +92,7 @@ modes = ["isolated", "accumulated"]
     return code, json.loads((folder / "run" / "parity.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_verdict_is_the_one_that_docs_explain(weights, tmp_path):
     code, found = parity_json(weights, tmp_path)
     assert code == 1
@@ -142,10 +143,12 @@ def test_padded_prompts_in_bfloat16_fail_inside_mflux_and_are_counted(weights, t
 def test_packed_layers_are_mflux_quantized_layers(tmp_path):
     source = write_checkpoint(tmp_path / "model" / "transformer", attention_head_dim=64, axes_dims_rope=(8, 28, 28))
     assert call(["weights", "quantize", str(source.parent), str(tmp_path / "q4"), "--bits", "4"]) == 0
-    session = MfluxPort().open(tmp_path / "q4", dtype="float32")
+    session = MfluxPort().open(tmp_path / "q4", dtype="bfloat16")
     session.load("block.01")
     attn = session._models["block.01"].transformer_blocks[0].attn
     assert (type(attn.to_q).__name__, attn.to_q.bits) == ("QuantizedLinear", 4)
+    # In float32, as this file has them, they would carry all that follows there.
+    assert attn.to_q(mx.ones((1, 128), dtype=mx.bfloat16)).dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize(
