@@ -16,7 +16,7 @@ axes at (16, 56, 56); of a model with others the table is made by mflux's class 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,13 +34,14 @@ from parity.layouts.rules import MFLUX, rules_of, to_stored
 
 from .layers import owner_of
 from .port import MlxPort
-from .session import StagedSession
+from .session import StagedSession, State
 from .transformer import TransformerConfig
 from .weights import EMBED_PARTS, HEAD_PARTS, Checkpoint, mlx_dtype
 
 THETA, AXES = 10000, (16, 56, 56)  # of mflux's constructor
 STREAMS = ("img", "txt")
 PIXELS = 16  # of a latent token's side: mflux asks for sizes in pixels
+CALLS = ".at.{call}"  # ending of names that come twice
 _RULES = rules_of(MFLUX, "transformer")
 
 
@@ -94,6 +95,7 @@ class MfluxSession(StagedSession):
         self.stages: tuple[str, ...] = tuple(self._parts)
         self._models: dict[str, QwenTransformer] = {}
         self._text_tokens = 0
+        self._calls = CALLS if self._checkpoint.config.zero_cond_t else ""
 
     def load_stage(self, stage: str) -> None:
         """See `StagedSession.load_stage`."""
@@ -107,6 +109,18 @@ class MfluxSession(StagedSession):
     def free_stage(self, stage: str) -> None:
         """See `StagedSession.free_stage`."""
         self._models.pop(stage, None)
+
+    def run(
+        self, stage: str, state: Mapping[str, np.ndarray], want: Collection[str], *, precision: str = "default"
+    ) -> tuple[State, State]:
+        """See `StagedSession.run`. With zero_cond_t what mflux makes in two calls is one value, as in diffusers."""
+        halves = {name: (f"{name}.at.0", f"{name}.at.1") for name in want} if self._calls else {}
+        asked = {*want, *(half for pair in halves.values() for half in pair)}
+        after, values = super().run(stage, state, asked, precision=precision)
+        for name, pair in halves.items():
+            if found := [values.pop(half) for half in pair if half in values]:
+                values[name] = np.concatenate(found)
+        return after, values
 
     def compute(self, stage: str, state: dict[str, Any]) -> dict[str, Any]:
         """See `StagedSession.compute`."""
@@ -126,13 +140,14 @@ class MfluxSession(StagedSession):
         if stage == "embed":
             tables = zip(("rope.img", "rope.txt"), last.seen["image_rotary_emb"], strict=True)
             after |= {name: mx.stack(table, axis=-1) for name, table in tables}
-            after["temb"] = last.seen["text_embeddings"]
+            temb = last.seen["text_embeddings"], last.seen["cond_embeddings"]
+            after["temb"] = temb[0] if temb[1] is None else mx.concatenate(temb)
         return {key: state[key] for key in state if key not in ("latents", "prompt_embeds", "timestep")} | after
 
     def _names(self, stage: str) -> dict[str, Any]:
         if stage in ("embed", "head"):
-            return embed_names() if stage == "embed" else head_names()
-        return block_names(lambda: self._text_tokens, "0", stage)
+            return embed_names(self._calls) if stage == "embed" else head_names()
+        return block_names(lambda: self._text_tokens, "0", stage, self._calls)
 
     def take(self, key: str, array: np.ndarray) -> Any:
         """See `StagedSession.take`; shapes are plain numbers."""
@@ -160,7 +175,9 @@ def _stand_in(model: QwenTransformer, state: Mapping[str, Any]) -> None:
     model.img_in = lambda x: state["img"]
     model.txt_norm = _given
     model.txt_in = lambda x: state["txt"]
-    model.time_text_embed = lambda timestep, x: state["temb"]
+    # With zero_cond_t mflux asks a second time, for a timestep of 0.
+    temb = iter(mx.split(state["temb"], state["temb"].shape[0] // state["img"].shape[0]))
+    model.time_text_embed = lambda timestep, x: next(temb)
     model.pos_embed = lambda video_fhw, txt_seq_lens: (tables["rope.img"], tables["rope.txt"])
 
 
@@ -188,29 +205,36 @@ def arguments(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def embed_names() -> dict[str, Any]:
-    """Where mflux makes the checkpoints before the blocks, for `parity.instrument`."""
+def embed_names(calls: str = "") -> dict[str, Any]:
+    """Where mflux makes the checkpoints before the blocks, for `parity.instrument`.
+
+    Args:
+        calls: ending of names that come twice with zero_cond_t, `CALLS` there.
+    """
     return {
         "img_in": "img_in",
         "txt_norm": "txt_norm",
         "txt_in": "txt_in",
-        "time_text_embed.time_proj": "time.proj",
-        "time_text_embed.timestep_embedder.linear_1": "time.linear_1",
-        "time_text_embed.timestep_embedder.linear_2": Call(takes={"x": "time.silu"}),
-        "time_text_embed": "temb",
+        "time_text_embed.time_proj": f"time.proj{calls}",
+        "time_text_embed.timestep_embedder.linear_1": f"time.linear_1{calls}",
+        "time_text_embed.timestep_embedder.linear_2": Call(takes={"x": f"time.silu{calls}"}),
+        "time_text_embed": f"temb{calls}",
         "pos_embed": lambda tables: {
             f"rope.{s}": mx.stack(table, axis=-1) for s, table in zip(STREAMS, tables, strict=True)
         },
     }
 
 
-def block_names(text_tokens: Callable[[], int], path: str = "{n}", block: str = "block.{n:02}") -> dict[str, Any]:
+def block_names(
+    text_tokens: Callable[[], int], path: str = "{n}", block: str = "block.{n:02}", calls: str = ""
+) -> dict[str, Any]:
     """Where mflux makes the checkpoints of its blocks, for `parity.instrument`.
 
     Args:
         text_tokens: S of the pass that is recorded; text comes first in the joint attention.
         path: of the block in ``transformer_blocks``; all of them by default.
         block: scope of its names.
+        calls: as in `embed_names`.
     """
 
     def cut(kind: str) -> Callable[[mx.array], dict[str, mx.array]]:
@@ -229,7 +253,7 @@ def block_names(text_tokens: Callable[[], int], path: str = "{n}", block: str = 
         ),
     }
     for s in STREAMS:
-        found[f"{at}.{s}_mod_linear"] = f"{block}.{s}.mod"
+        found[f"{at}.{s}_mod_linear"] = f"{block}.{s}.mod{calls if s == 'img' else ''}"
         found[f"{at}.{s}_norm1"] = f"{block}.{s}.normed"
         found[f"{at}.{s}_norm2"] = Call(f"{block}.{s}.normed2", {"x": f"{block}.{s}.mid"})
         found[f"{at}.{s}_ff"] = Call(f"{block}.{s}.ffn", {"hidden_states": f"{block}.{s}.modulated2"})
@@ -247,7 +271,7 @@ def check_config(config: TransformerConfig) -> None:
     Raises:
         ValueError: it has such a part.
     """
-    for key in ("use_additional_t_cond", "use_layer3d_rope", "zero_cond_t"):
+    for key in ("use_additional_t_cond", "use_layer3d_rope"):
         if getattr(config, key):
             raise ValueError(f"the port mflux has no {key}: the model's config.json asks for it")
 

@@ -71,7 +71,7 @@ def test_what_is_not_asked_for_is_not_given(weights):
     assert set(found) == {"block.01.txt.q", "final"}
 
 
-def parity_json(weights, folder, *options, dtypes=("float32", "bfloat16"), tokens="[5]"):
+def parity_json(weights, folder, *options, dtypes=("float32", "bfloat16"), tokens="[5]", images="[[64, 96]]"):
     text = f"""
 title = "mini"
 weights = "synthetic:tiny"
@@ -79,7 +79,7 @@ detail = "full"
 draws = 2
 [[case]]
 name = "one"
-images = [[64, 96]]
+images = {images}
 text_tokens = {tokens}
 timestep = 0.9
 seed = 0
@@ -140,6 +140,15 @@ def test_padded_prompts_in_bfloat16_fail_inside_mflux_and_are_counted(weights, t
     assert {"Mask type must promote" in row["reason"] for row in skipped} == {True}
 
 
+def test_edit_models_that_see_their_pictures_at_timestep_0(tmp_path):
+    weights = write_checkpoint(tmp_path / "w", zero_cond_t=True)
+    _, found = parity_json(weights, tmp_path, dtypes=("float32",), images="[[64, 96], [32, 32]]")
+    for case in found["cases"]:
+        assert case["counts"]["compared"] == len(GRAPH.expected)
+        assert case["sources"] == ["norm_out.mod"]
+        assert case["counts"]["diverged"] == 3  # with what follows from it
+
+
 def test_packed_layers_are_mflux_quantized_layers(tmp_path):
     source = write_checkpoint(tmp_path / "model" / "transformer", attention_head_dim=64, axes_dims_rope=(8, 28, 28))
     assert call(["weights", "quantize", str(source.parent), str(tmp_path / "q4"), "--bits", "4"]) == 0
@@ -153,7 +162,7 @@ def test_packed_layers_are_mflux_quantized_layers(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "said"),
-    [({"use_additional_t_cond": True}, "use_additional_t_cond"), ({"zero_cond_t": True}, "zero_cond_t")],
+    [({"use_additional_t_cond": True}, "use_additional_t_cond"), ({"use_layer3d_rope": True}, "use_layer3d_rope")],
 )
 def test_models_that_mflux_cannot_be_are_refused(weights, config, said):
     with pytest.raises(ValueError, match=said):
