@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from parity import memory, trace
+from parity import memory, outside, trace
 from parity.casefile import case_hash, request, write_inputs
 from parity.components.base import Case
 from parity.disk import room_for
@@ -93,7 +93,7 @@ def record_golden(
     """
     unit = Unit(unit.case, unit.dtype, (wanted.mode,), unit.graph, unit.draws, unit.truth)
     side_by_side = Lockstep(unit, reference, None, model.root, adapters)
-    inputs = unit.case.inputs(model.configs, unit.dtype)
+    inputs = outside.inputs(unit.case, model.configs, unit.dtype)
     chains, made = side_by_side.start(inputs), _Made()
     for stage in _stages(unit, model, told):
         prepared = side_by_side.prepare(stage, chains)
@@ -141,7 +141,7 @@ def record_port(
     options = {"component": unit.case.component} | ({"adapters": tuple(adapters)} if adapters else {})
     session = opened(port, model.root, unit.dtype, options)
     feeding = reference.open(model.root, dtype=unit.dtype, **options) if wanted.mode == "isolated" else None
-    inputs = unit.case.inputs(model.configs, unit.dtype)
+    inputs = outside.inputs(unit.case, model.configs, unit.dtype)
     state, made = dict(inputs), _Made()
     for stage in _stages(unit, model, told):
         with loaded(session, stage):
@@ -181,7 +181,7 @@ def export_states(
         each file written.
     """
     session = reference.open(model.root, dtype=dtype, component=case.component)
-    state: State = dict(case.inputs(model.configs, dtype))
+    state: State = dict(outside.inputs(case, model.configs, dtype))
     for done, stage in enumerate(stages):
         told(stage, done, len(stages))
         path = folder / f"{stage}.safetensors"
@@ -222,13 +222,13 @@ def _about(
     own = {"ranges": wanted.ranges.contents()} if wanted.ranges else {}
     return own | {
         "side": side,
-        "case": unit.case.describe() | {"name": unit.case.name},
+        "case": outside.describe(unit.case) | {"name": unit.case.name},
         "case_hash": case_hash(inputs),
         "request": request(unit.case, unit.dtype)["case"],
         "dtype": unit.dtype,
         "mode": wanted.mode,
         "component": unit.case.component,
-        "graph": unit.case.graph(model.configs, wanted.level),
+        "graph": outside.graph(unit.case, model.configs, wanted.level)[0],
         "configs": {folder: model.configs[folder] for folder in unit.case.folders},
         "weights": model.describe(),
         "environment": found,

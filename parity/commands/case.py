@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
+from parity import outside
 from parity import suite as suites
 from parity.casefile import spell, write_inputs
 from parity.commands.weights_option import asked, open_model
@@ -58,7 +59,7 @@ def export(
     model = open_model(
         asked(weights, chosen), planned.case.folders, err, later=lambda _: stages is None, plain=chosen.plain
     )
-    inputs = planned.case.inputs(model.configs, chosen_dtype)
+    inputs = outside.inputs(planned.case, model.configs, chosen_dtype)
     size = write_inputs(path, inputs, planned.case, chosen_dtype)
     for key, array in inputs.items():
         print(f"{key:<18} {spell(array)}")
