@@ -1,6 +1,7 @@
 """Logs as candidates and against range tables: resolution, passes, lines that were cut off, nan and inf."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +97,17 @@ def test_a_pass_is_chosen_by_its_label(tmp_path):
     assert "3 passes" in open_candidate([path]).notes[0]
     with pytest.raises(UsageError, match="no pass 8; there are 5, 6, 7"):
         open_candidate([path], passage="8")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[ATTN] [" + "1" * 8000, "[ATTN] [1.1e" + "1" * 8000 + ", 2]", "[ATTN] [1" + " " * 8000, "block" + "-" * 8000],
+)
+def test_a_long_line_costs_no_more_than_its_length(line):
+    clock = time.process_time()
+    for _ in range(20):
+        parse([line])
+    assert time.process_time() - clock < 1.0
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", "[ATTN] [-1, \n", "[IMG_IN]\n"])

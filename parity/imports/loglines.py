@@ -23,7 +23,7 @@ LINE_BYTES, FILE_BYTES, READINGS = 8192, 1 << 30, 200_000
 
 Range = tuple[float, float]
 
-_NUMBER = r"(?i:[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf(?:inity)?|nan))"
+_NUMBER = r"(?i:[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf(?:inity)?|nan))"
 # As it is, or as MLX prints an array of one value: `array(15.31, dtype=float32)`.
 _END = rf"(?:array\(\s*)?({_NUMBER})(?:\s*,\s*dtype=\w+)?\)?"
 _RANGE = rf"\[\s*{_END}\s*,\s*{_END}\s*\]"
@@ -200,7 +200,8 @@ def resolution(number: str) -> float:
     if not any(digit.isdigit() for digit in mantissa):
         return 0.0
     decimals = len(mantissa.partition(".")[2])
-    return float(f"5e{int(exponent or 0) - decimals - 1}")
+    shift = int(exponent[:8] or 0)  # more digits are infinite or zero all the same
+    return float(f"5e{shift - decimals - 1}")
 
 
 def _coarse(low: str, high: str) -> float:
