@@ -108,9 +108,7 @@ def one_sided(trace: Trace) -> Diagnosis:
             f"{trace.label}: documented ranges are of the transformer; give --reference for this component"
         )
     if imported_kind(trace.about) == "sketches":
-        raise UsageError(
-            f"{trace.label}: sketches have no ranges; `parity compare GOLDEN` judges them"
-        )
+        raise UsageError(f"{trace.label}: sketches have no ranges; `parity compare GOLDEN` judges them")
     ranges = Pass(trace.label)
     for name, stats in trace.stats.items():
         bad = stats["nan"] or stats["pos_inf"] or stats["neg_inf"]
