@@ -21,6 +21,7 @@ from parity.components import COMPONENTS, build_graph
 from parity.components.base import DTYPES, Case, Configs, State
 from parity.errors import ParityError, UsageError
 from parity.names import Graph
+from parity.rounding import CONSTANT
 from parity.runfolder import to_json
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
@@ -158,7 +159,9 @@ def inputs(case: Case, configs: Configs, dtype: str) -> State:
     if not isinstance(state, Mapping) or not state:
         raise UsageError(f"case {case.name!r}: {type(case).__name__}.inputs gave no arrays by name")
     for key, array in state.items():
-        right = isinstance(array, np.ndarray) and (array.dtype == DTYPES[dtype] or array.dtype.kind in "iub")
+        # Tables and noise levels are constants of a model, in a dtype of their own.
+        free = key.startswith(CONSTANT)
+        right = isinstance(array, np.ndarray) and (free or array.dtype == DTYPES[dtype] or array.dtype.kind in "iub")
         if not right:
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise UsageError(
