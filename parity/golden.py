@@ -68,7 +68,7 @@ class Golden:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Checkpoint -> shape."""
-        return {name: self.shape(name) for name in self.graph.expected}
+        return {name: self.shape(name) for name in self.trace.stats}
 
 
 def read_golden(folder: Path) -> Golden:

@@ -132,7 +132,9 @@ def sentence(
     doubtful = f", {counts['suspect']:,} of them suspect" if counts["suspect"] else ""
     worst = max((row["excess"] for case in cases for row in case["checkpoints"]), default=0.0)
     if worst == 0:
-        return f"Parity: all {counts['compared']:,} checkpoints equal the reference's, bit for bit."
+        estimated = any(row.get("uncertainty") for case in cases for row in case["checkpoints"])
+        how = ", as far as sketches tell" if estimated else ", bit for bit"
+        return f"Parity: all {counts['compared']:,} checkpoints equal the reference's{how}."
     return (
         f"Parity: all {counts['compared']:,} checkpoints are within the reference's own rounding noise{doubtful}; "
         f"the worst is at {worst:.2g} times the floor."

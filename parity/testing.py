@@ -124,7 +124,7 @@ def assert_parity(
 def _compared(candidate: Any, reference: Any, given: Mapping[str, Any], truth: str) -> tuple[Run, Path | None]:
     """The run, and its page where the observer wants one."""
     kind = _kind(candidate, reference)
-    _check_given(kind, given)
+    _check_given(kind, given, truth)
     said = f"assert_parity({_spell(candidate)}, {_spell(reference)})"
     ask = _observer.folder if _observer else lambda: None
     if kind == "ports":
@@ -169,10 +169,12 @@ def is_golden(reference: Any) -> bool:
     return "/" in reference or os.sep in reference or (Path(reference) / "manifest.json").is_file()
 
 
-def _check_given(kind: str, given: Mapping[str, Any]) -> None:
+def _check_given(kind: str, given: Mapping[str, Any], truth: str) -> None:
     odd = [key for key, value in given.items() if value is not None and key not in _TAKES[kind]]
     if odd:
         raise UsageError(f"assert_parity of {kind} takes no {odd[0]}; it takes {', '.join(_TAKES[kind])}")
+    if kind == "golden" and truth != "float64":
+        raise UsageError("assert_parity of golden takes no truth; the trace has it")
     if kind == "functions" and given["inputs"] is None:
         raise UsageError("assert_parity of functions needs inputs, a dictionary of arrays by name")
 

@@ -93,9 +93,10 @@ def _verdict(row: Row, limits: Thresholds, *, exact: bool) -> Row:
         return _said("uncertain", "the reference itself is not finite here")
     if exact:
         return _must_equal(row)
-    bad, evidence = candidate["nan"] + candidate["inf"], row.get("evidence")
+    # Of sketches from elsewhere no statistics are known.
+    bad, evidence = (candidate["nan"] + candidate["inf"] if candidate else 0), row.get("evidence")
     if bad or (evidence != "range" and not math.isfinite(row["rel_rmse"])):
-        return _said("diverged", f"{bad} values are not finite where the reference's are")
+        return _said("diverged", f"{bad or 'some'} values are not finite where the reference's are")
     if row["floor"] > limits.uncertain:
         return _said("uncertain", f"the reference's own floor is {row['floor']:.2g}")
     if evidence == "range":
@@ -130,12 +131,11 @@ def _by_bound(excess: float, limits: Thresholds) -> Row:
 
 def _by_range(row: Row, limits: Thresholds) -> Row:
     """A verdict from a range alone: an end that is off is an error of at least that much, in some element."""
-    reference, candidate = row["reference"], row["candidate"]
-    peak = max(abs(candidate[end] - reference[end]) for end in ("min", "max")) - row["resolution"]
-    allowed = limits.peak_suspect * row["peak_floor"]
-    if not peak <= allowed:
-        off = "min" if abs(candidate["min"] - reference["min"]) >= abs(candidate["max"] - reference["max"]) else "max"
-        return _said("diverged", f"its {off} is {candidate[off]:.6g}, expected {reference[off]:.6g}")
+    found, expected = row["ends"]
+    off = [abs(a - b) for a, b in zip(found, expected, strict=True)]
+    worst = max((0, 1), key=lambda end: math.inf if math.isnan(off[end]) else off[end])
+    if not off[worst] - row["resolution"] <= limits.peak_suspect * row["peak_floor"]:
+        return _said("diverged", f"its {('min', 'max')[worst]} is {found[worst]:.6g}, expected {expected[worst]:.6g}")
     return _said("uncertain", "its range agrees with the reference's; a range sees neither order nor inner values")
 
 

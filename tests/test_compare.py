@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from parity.errors import UsageError
 from parity.golden import read_golden
 from parity.imports import open_candidate
 from parity.imports.base import Imported, Reading
+from parity.plots import render_plots
+from parity.report import render_report
 from parity.runfolder import read_run
 from parity.sketch import DEFAULT, sketch
 from parity.stats import describe, error
@@ -112,7 +115,7 @@ def test_a_single_wrong_element_is_judged_by_its_size(golden):
 
 
 def _row_of(golden, truth, reading):
-    from parity.compare import _of_sketches
+    from parity.golden_rows import _of_sketches
 
     class Stand:
         spec = golden.spec
@@ -226,17 +229,66 @@ def test_a_range_that_is_not_finite_diverges(golden, tmp_path, ends):
     assert run["cases"][0]["sources"] == [AT]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Sketches(Imported):
-    """Sketches that claim what they like."""
+    """Sketches alone: nothing is known of shapes and ranges."""
+
+    values: dict
 
     def read(self, name, *, chunks=0, sketched=True):
-        return Reading(None, None, None, np.full(DEFAULT.buckets, np.nan))
+        return Reading(None, None, None, self.values[name])
+
+
+def test_sketches_alone_are_judged_and_have_no_ranges(golden, tmp_path):
+    values = {name: sketch(x) for name, x in arrays().items()}
+    run = compare(golden, Sketches(label="s", kind="sketches", names=tuple(values), values=values))
+    assert run["verdict"] == "parity"
+    assert run["sentence"].endswith("equal the reference's, as far as sketches tell.")
+    assert all(row["candidate"] is None and row["range"] is None for row in run["cases"][0]["checkpoints"])
+    render_report(run, tmp_path / "report.html", force=True)
+    render_plots(run, tmp_path / "plots", force=True)
+    values[AT] = values[AT] + 1
+    run = compare(golden, Sketches(label="s", kind="sketches", names=tuple(values), values=values))
+    assert run["cases"][0]["sources"] == [AT]
 
 
 def test_sketches_of_nan_diverge(golden):
-    found = Sketches(label="odd", kind="sketches", names=(AT,))
+    found = Sketches(label="odd", kind="sketches", names=(AT,), values={AT: np.full(DEFAULT.buckets, np.nan)})
     run = compare(golden, found)
     assert run["cases"][0]["sources"] == [AT]
+
+
+def mod_log(path, low, high):
+    path.write_text(f"[BLOCK 01] [MOD] scale=[{low:.3f}, {high:.3f}]\n")
+    return path
+
+
+def test_scales_in_a_log_are_held_against_scales(golden, tmp_path):
+    mod = arrays()["block.01.img.mod"]
+    shift1, scale1, gate1, _, scale2, _ = np.split(mod, 6, axis=-1)
+    for right in (scale1, scale2, np.concatenate([scale1, scale2])):
+        run = compare(golden, open_candidate([mod_log(tmp_path / "m.log", right.min(), right.max())]))
+        assert run["counts"]["diverged"] == 0
+        assert run["counts"]["uncertain"] == 1
+    for wrong in (shift1, gate1, mod, np.array([np.nan, 1]), np.array([-np.inf, 1])):
+        run = compare(golden, open_candidate([mod_log(tmp_path / "m.log", wrong.min(), wrong.max())]))
+        assert run["cases"][0]["sources"] == ["block.01.img.mod"]
+
+
+def test_some_checkpoints_alone(golden, tmp_path, capsys):
+    some = {name: x for name, x in arrays().items() if name.startswith("block.01.")}
+    path = dump(tmp_path / "d.safetensors", some)
+    arguments = ["compare", str(golden.trace.folder), str(path)]
+    assert call(arguments) == 5
+    assert call([*arguments, "--only", "block.01.*", "--out", str(tmp_path / "run")]) == 0
+    assert "only block.01.*: 24 of 84 checkpoints were asked about" in capsys.readouterr().err
+    assert call(["report", str(tmp_path / "run")]) == 0
+    assert call([*arguments, "--only", "block.0[01].*"]) == 5
+    wrong = dump(tmp_path / "w.safetensors", some | {AT: some[AT] * 2})
+    assert call(["compare", str(golden.trace.folder), str(wrong), "--only", "block.01.img.*"]) == 1
+    capsys.readouterr()
+    assert call([*arguments, "--only", "block.77.*"]) == 2
+    assert "no checkpoint of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_other_output_is_passed_over(line):
 def test_lines_that_were_cut_off_are_counted(line):
     log = parse([line, "[FINAL] [-1, 1]"])
     assert (log.readings, log.truncated) == (1, 1)
-    assert "1 lines were cut off and are not counted" in diagnose(log).notes
+    assert "1 line was cut off and is not counted" in diagnose(log).notes
 
 
 def test_nan_is_read():

@@ -27,6 +27,10 @@ def compare(
     mode: Annotated[
         Literal["accumulated", "isolated"] | None, Parameter(help="how the port was run; default as the golden trace")
     ] = None,
+    only: Annotated[
+        tuple[str, ...],
+        Parameter(negative=(), help="judge checkpoints like 'block.07.*' alone, as of one block by hand; repeatable"),
+    ] = (),
     passage: Annotated[
         str, Parameter(name="--pass", help="which pass of a log with several: a step's number; default the first")
     ] = "",
@@ -55,7 +59,7 @@ def compare(
     if out is not None:
         _check_free(out, force)
     with err.status(f"comparing {len(found.names):,} checkpoints"):
-        run = judged(expected, found, mode=mode or "", command=shlex.join(["parity", *sys.argv[1:]]))
+        run = judged(expected, found, mode=mode or "", only=only, command=shlex.join(["parity", *sys.argv[1:]]))
     for note in run["notes"]:
         err.print(f"note: {note}", markup=False)
     page = None

@@ -304,7 +304,7 @@ def _notes(log: Log, table: RangeTable) -> Iterator[str]:
     if not log.numbered and any(parts_of(name).block is not None for name in names):
         yield "the log numbers no blocks: the n-th line of a kind in a pass is taken for block n"
     if log.truncated:
-        yield f"{log.truncated} lines were cut off and are not counted"
+        yield log.cut_lines
     if log.cut:
         yield log.cut
 

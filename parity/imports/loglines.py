@@ -78,6 +78,14 @@ class Log:
     numbered: bool = False
     cut: str = ""
 
+    @property
+    def cut_lines(self) -> str:
+        """How many lines were cut off, as a note."""
+        one = self.truncated == 1
+        return (
+            f"{self.truncated:,} {'line was' if one else 'lines were'} cut off and {'is' if one else 'are'} not counted"
+        )
+
 
 def read_lines(path: Path) -> Iterator[str]:
     """Lines of a file, of bounded length, whatever bytes it holds; at most `FILE_BYTES`.

@@ -12,9 +12,10 @@ from parity.imports.ranges import read_log
 from parity.imports.tensors import joined, must_know, read_safetensors
 from parity.imports.traces import is_traced, read_traced
 from parity.safetensors_header import shown
-from parity.tracefile import UNITS
 
 TENSORS, ARRAYS, LOGS = (".safetensors",), (".npz",), (".log", ".txt")
+# A folder with a file a checkpoint is a dump too.
+FILES = 10_000
 ACCEPTED = (
     ".safetensors files with checkpoint names as keys (or a folder of them), .npz, a trace folder, "
     "or a log (.log, .txt)"
@@ -52,8 +53,8 @@ def _open(paths: Sequence[Path], passage: str) -> Imported:
         files = sorted(one for one in path.iterdir() if one.suffix.lower() in (*TENSORS, *ARRAYS))
         if not files:
             raise UsageError(f"{label}: neither a trace nor a dump is in this folder; expected {ACCEPTED}")
-        if len(files) > UNITS:
-            raise UsageError(f"{label}: {len(files)} files, against a limit of {UNITS}")
+        if len(files) > FILES:
+            raise UsageError(f"{label}: {len(files)} files, against a limit of {FILES}")
         return _dumps(files, label)
     kinds = {one.suffix.lower() for one in paths}
     if kinds <= {*TENSORS, *ARRAYS}:

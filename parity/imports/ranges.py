@@ -113,5 +113,5 @@ def log_notes(log: Log, blocks: bool) -> list[str]:
     if not log.numbered and blocks:
         notes.append("the log numbers no blocks: the n-th line of a kind in a pass is taken for block n")
     if log.truncated:
-        notes.append(f"{log.truncated} lines were cut off and are not counted")
+        notes.append(log.cut_lines)
     return notes + ([log.cut] if log.cut else [])
