@@ -66,6 +66,7 @@ bench = App(name="bench", help="Measure the toolkit itself: speed, memory, cost 
 for _name in ("forward", "capture", "instrument", "clean", "sensitivity"):
     _add(bench, f"bench:{_name}", _name)
 _add(bench, "bench_stream:stream", "stream")
+_add(bench, "bench_golden:golden", "golden")
 _add(bench, "bench_faults:faults", "faults")
 _add(bench, "bench_pictures:pictures", "pictures")
 app.command(bench)

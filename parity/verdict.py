@@ -67,7 +67,7 @@ def judge(rows: Sequence[Row], graph: Graph, *, isolated: bool, thresholds: Thre
     names = [row["name"] for row in rows]
     if names != list(graph.expected):
         raise ValueError(f"{len(names)} rows do not cover the {len(graph.expected)} expected checkpoints in order")
-    judged = [row | _verdict(row, thresholds, exact=row["name"] in graph.exact) for row in rows]
+    judged = [row | judge_row(row, thresholds, exact=row["name"] in graph.exact) for row in rows]
     verdict_of = {row["name"]: row["verdict"] for row in judged}
     telling = frozenset(name for name, verdict in verdict_of.items() if verdict in COMPARED)
     trail: set[str] = set()  # what a divergence has reached: diverged, or suspect behind something on the trail
@@ -82,7 +82,8 @@ def judge(rows: Sequence[Row], graph: Graph, *, isolated: bool, thresholds: Thre
     return judged
 
 
-def _verdict(row: Row, limits: Thresholds, *, exact: bool) -> Row:
+def judge_row(row: Row, limits: Thresholds = DEFAULT, *, exact: bool = False) -> Row:
+    """``verdict``, ``reason``, ``excess`` and ``peak_excess`` of one measured row, whatever the others are."""
     if row["status"] != "measured":
         return {"verdict": row["status"], "excess": None, "peak_excess": None}
     if row["shape"] != row["expected_shape"]:

@@ -28,12 +28,13 @@ BELOW = {
     "case": ("export",),
     "trace": ("import", "record", "show"),
     "ranges": ("check", "record", "show"),
-    "bench": ("capture", "clean", "faults", "forward", "instrument", "pictures", "sensitivity", "stream"),
+    "bench": ("capture", "clean", "faults", "forward", "golden", "instrument", "pictures", "sensitivity", "stream"),
     "weights": ("check", "convert", "quantize", "scan"),
 }
 # Commands of a group that have a file of their own.
 OWN_FILE = {
-    "bench_faults", "bench_pictures", "bench_stream", "quantize", "scan", "trace_import", "trace_record", "trace_show",
+    "bench_faults", "bench_golden", "bench_pictures", "bench_stream", "quantize", "scan", "trace_import",
+    "trace_record", "trace_show",
 }  # fmt: skip
 # Parameters whose word is one of Python's own.
 SPELLED = {"passage": "pass"}
