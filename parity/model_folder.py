@@ -128,7 +128,7 @@ def inspect(
     """
     folders, plain = tuple(folders), dict(plain or {})
     ours = tuple(folder for folder in folders if folder not in plain)
-    if ours:
+    if ours or not folders:
         _check_there(path, ours)
     configs: dict[str, Mapping[str, Any]] = {}
     found: dict[str, Checkpoint] = {}

@@ -93,7 +93,7 @@ class Job:
             "candidate": spell(self.candidate),
             "reference": spell(self.reference),
             # A component from outside may have changed since.
-            "graphs": [_digest(unit) for unit in self.units if unit.case.plain],
+            "graphs": [_digest(unit) for unit in self.units if unit.case.plain] if self.suite.plain else [],
             "truth": self.truth,
             "versions": {name: _version(name) for name in ("mlx", "torch", "diffusers", "peft", "numpy", "mlx-parity")},
         }
