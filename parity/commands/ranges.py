@@ -59,6 +59,8 @@ def check(
         run folder, its parity.json, a trace folder, tensors by checkpoint (.safetensors, .npz, a
         folder of them), or a log (.log, .txt) with lines such as [BLOCK 07] [ATTN] [-88, 118].
     """
+    if not run.exists():
+        raise UsageError(f"{run}: there is no such file or folder")
     source = None
     if is_source(run):
         ranges = RangeTable.load(table or "qwen-image")
