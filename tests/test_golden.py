@@ -66,6 +66,8 @@ def test_it_holds_a_sketch_of_the_truth_and_the_floor_of_a_run(recorded, suite, 
             np.testing.assert_allclose(golden.trace.sketches[name], sketch(value), rtol=1e-12, atol=1e-12)
             assert golden.floors[name].truth_rms == pytest.approx(np.sqrt(np.mean(value**2)))
             assert golden.shape(name) == value.shape
+            # Statistics are of the reference in the run's dtype, as a port's are.
+            assert golden.trace.stats[name]["dtype"] == "float32"
     np.testing.assert_allclose(golden.values("final"), values["final"], rtol=1e-14)
     # The floors are those that a run of the same suite judges with.
     assert call(["run", str(suite), "--weights", str(weights), "--detail", "block", "--out", str(tmp_path / "r")]) == 0
@@ -75,6 +77,13 @@ def test_it_holds_a_sketch_of_the_truth_and_the_floor_of_a_run(recorded, suite, 
         for key in ("floor", "peak_floor", "precision"):
             assert getattr(floor, key) == pytest.approx(row[key], rel=1e-6), (row["name"], key)
         assert floor.floor_by == row["floor_by"]
+
+
+def test_a_file_of_whole_values_holds_its_own(copied):
+    one, other = (trace.tensor_file(copied, name) for name in ("final", "block.01.img.attn"))
+    shutil.copyfile(other, one)
+    with pytest.raises(UsageError, match=r"holds block.01.img.attn, expected final"):
+        read_golden(copied).values("final")
 
 
 def test_only_what_was_asked_for_is_kept_whole(recorded):
