@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from parity.errors import OutputExistsError
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
 from parity.rowpack import pack
-from parity.sections import Entry, component_title, estimated, group_of, is_exact
+from parity.sections import Entry, component_title, estimated, group_of, is_exact, spans
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
-ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "table.js")
+ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "address.js", "table.js")
 # More entries than this stand in a table, a case a line.
 CARDS = 16
 # Pictures that stand open where there are many.
@@ -209,17 +209,6 @@ def source_table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _named(unit: str, indices: set[int]) -> str:
     return f"{unit}{'s' * (len(indices) > 1)} {spans(indices)}"
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """Numbers in short: ``0–6, 9``."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
 
 
 def first_entry(run: Mapping[str, Any]) -> int:
