@@ -14,7 +14,8 @@ const rangeText = (range) => (range ? `${short(number(range.low))} … ${short(n
 
 function start(data) {
   const byId = (id) => document.getElementById(id), form = byId("filters"), table = byId("rows"), pager = byId("pager");
-  const state = { entry: 0, part: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [] };
+  const state = { entry: 0, part: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [], chosen: null };
+  const first = Number(document.querySelector('.card[aria-pressed="true"]')?.dataset.entry || 0);
 
   function matches(row, want) {
     const text = want.search.trim().toLowerCase();
@@ -90,13 +91,46 @@ function start(data) {
   }
   const entryFilter = (which) => (({ name, dtype, mode }) => ({ name, dtype, mode }))(data.entries[which]);
 
-  function openRow(i) {
-    const row = data.rows[i];
+  // Selects by way of the address, so that it can be sent, and Back undoes it.
+  function select(entry, row) {
+    const address = addressOf(entry, row);
+    if (location.hash === address) followAddress(); else location.hash = address;
+  }
+  const openRow = (i) => select(data.rows[i].entry, data.rows[i]);
+
+  function followAddress() {
+    const parts = addressParts(location.hash);
+    if (!parts.length && location.hash.length > 1) return;
+    const found = parts.length ? selectionOf(data, parts, state.entry) : { which: first, row: null };
+    byId("lost").hidden = Boolean(found);
+    byId("lost").textContent = found ? "" : `The address names ${parts.join(", ")}, which this run does not have.`;
+    if (found && found.row) showRow(found.row);
+    else if (found) { state.open.clear(); state.chosen = null; choose(found.which, parts.length > 0); if (!parts.length) form.reset(); }
+  }
+
+  function showRow(row) {
+    state.chosen = row;
+    if (row.repeats) state.kind = row.kind;
+    if (state.entry !== row.which) choose(row.which);
+    state.part = row.section;
+    byId("part").value = String(row.section);
     setFilters({ ...entryFilter(row.which), search: row.name });
-    state.open.add(i);
+    state.open = new Set([row.i]);
     refresh();
+    state.page = Math.floor(state.found.indexOf(row) / PAGE);
+    if (state.page) refresh();
+    draw();
     byId("checkpoints").scrollIntoView();
-    focusRow(i);
+    focusRow(row.i);
+  }
+
+  // The cell of what is selected, drawn over its neighbours.
+  function markChosen() {
+    for (const cell of document.querySelectorAll(".chosen")) cell.classList.remove("chosen");
+    const cell = state.chosen && document.querySelector(`#figures [data-row="${state.chosen.i}"]`);
+    if (!cell) return;
+    cell.classList.add("chosen");
+    cell.parentNode.insertBefore(cell, cell.parentNode.querySelector("g, text"));
   }
 
   function draw() {
@@ -109,6 +143,7 @@ function start(data) {
     byId("kindname").textContent = state.kind;
     byId("shown").textContent = `${entry.component} · ${entry.name} · ${entry.dtype} · ${entry.mode}`;
     drawSection(data, entry, section, rows, state.kind, openRow);
+    markChosen();
   }
 
   function offerParts(entry) {
@@ -156,7 +191,7 @@ function start(data) {
   };
   byId("part").onchange = (event) => { state.part = Number(event.target.value); draw(); };
   byId("kind").onchange = (event) => { state.kind = event.target.value; draw(); };
-  document.querySelectorAll(".card").forEach((card) => { card.onclick = () => choose(Number(card.dataset.entry), true); });
+  document.querySelectorAll(".card").forEach((card) => { card.onclick = () => select(data.entries[Number(card.dataset.entry)], null); });
   document.querySelectorAll(".jump").forEach((link) => { link.onclick = (event) => {
     event.preventDefault();
     const { entry, name, search } = link.dataset;
@@ -171,8 +206,11 @@ function start(data) {
   byId("message").hidden = true;
   let timer = 0;
   addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(() => { draw(); refresh(); }, 120); });
-  const pressed = document.querySelector('.card[aria-pressed="true"]');
-  if (pressed) choose(Number(pressed.dataset.entry), true); else refresh();
+  watchKeys(data, () => state.chosen, select);
+  if (!data.entries.length) return refresh();
+  choose(first, true);
+  addEventListener("hashchange", followAddress);
+  if (location.hash.length > 1) followAddress();
 }
 
 function theme() {
