@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from parity import budgetpage, diagnosispage
+from parity import budgetpage, diagnosispage, health
 from parity.errors import OutputExistsError
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
@@ -75,12 +75,12 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     cards = [card(entry, index) for index, entry in enumerate(run["cases"])]
     return environment.get_template("report.html.j2").render(
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
-        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
+        style=Markup(style), script=Markup(script), style_hash=inline_hash(style), script_hash=inline_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
         budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
         estimated=estimated([row for entry in run["cases"] for row in entry["checkpoints"]]),
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
-        data=Markup(pack(run)),
+        alerts=health.alerts(run), passed=health.passed(run), data=Markup(pack(run)),
     )  # fmt: skip
 
 
@@ -236,5 +236,6 @@ def _share(counts: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
         start += width
 
 
-def _hash(text: str) -> str:
+def inline_hash(text: str) -> str:
+    """A style or script as the page's policy names it, so that no other one is taken."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

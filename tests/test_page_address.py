@@ -88,3 +88,10 @@ def test_hostile_names_are_addresses_too(tmp_path):
     reload = "win.location.reload(); await sleep(500); await until(() => $('.detail'));"
     again, _ = browser.look(page, f"press('j'); await until(() => $('.detail')); {reload} return {SELECTED};")
     assert again == seen
+
+
+def test_a_health_alert_leads_to_its_checkpoint(tmp_path):
+    page = render_report(sample_run.nonfinite(blocks=2, dtypes=("float32",)), tmp_path / "report.html", force=True)
+    seen, console = browser.look(page, f"click($('.alert .jump')); await until(() => $('.detail')); return {SELECTED};")
+    assert console == []
+    assert seen["open"] == ["block.01.img.ffn"]

@@ -365,3 +365,15 @@ def test_hostile_text_in_pictures_stays_text(tmp_path):
     case["inputs"]["prompts"] = [sample_run.HOSTILE]
     case["component"] = sample_run.HOSTILE
     assert_nothing_foreign(report_html(run, tmp_path))
+
+
+def test_health_alerts_lead_to_their_checkpoints_and_passed_checks_are_named():
+    run = sample_run.nonfinite(**SMALL)
+    page = Page(report_html(run))
+    text = "".join(page.text)
+    assert "NaN or infinity in the candidate" in text
+    assert "12 NaN and 0 infinite values, none in the reference" in text
+    assert "checks passed" in text
+    linked = {value for key, value in page.attributes if key == "data-name"}
+    assert {"block.01.img.ffn", "block.01.txt.out"} <= linked
+    assert "NaN or infinity in the candidate" not in "".join(Page(report_html(sample_run.clean(**SMALL))).text)
