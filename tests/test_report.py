@@ -377,4 +377,7 @@ def test_health_alerts_lead_to_their_checkpoints_and_passed_checks_are_named():
     assert "checks passed" in text
     linked = {value for key, value in page.attributes if key == "data-name"}
     assert {"block.01.img.ffn", "block.01.txt.out"} <= linked
-    assert "NaN or infinity in the candidate" not in "".join(Page(report_html(sample_run.clean(**SMALL))).text)
+    assert ("class", "alert error") in page.attributes
+    clean = Page(report_html(sample_run.clean(**SMALL)))
+    assert ("class", "alert error") not in clean.attributes
+    assert "No NaN or infinity in the candidate" in "".join(clean.text)
