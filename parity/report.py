@@ -28,7 +28,7 @@ from parity.rowpack import pack
 from parity.sections import Entry, component_title, estimated, group_of, is_exact, spans
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
-ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "address.js", "table.js")
+ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "address.js", "dataflow.js", "table.js")
 # More entries than this stand in a table, a case a line.
 CARDS = 16
 # Pictures that stand open where there are many.

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from parity.dataflow import parents_of
 from parity.plotstyle import excess_edges, limits
 from parity.sections import (
     Entry,
@@ -53,6 +54,7 @@ def pack(run: Mapping[str, Any]) -> str:
         same = ('"="' if a == b else b for a, b in zip(reference, candidate, strict=True))
         columns[f"candidate.{key}"] = f"[{','.join(same)}]"
     columns["flags"] = _numbers(bool(row.get("source")) + 2 * bool(row.get("propagated")) for row in rows)
+    columns["parents"] = _words(",".join(map(str, back)) for entry in run["cases"] for back in parents_of(entry))
     ranges = [row.get("range") or {} for row in rows]
     for key in ("row", "verdict"):
         columns[f"range.{key}"] = _words(item.get(key, "") for item in ranges)

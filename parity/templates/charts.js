@@ -6,7 +6,7 @@ const STATS = ["min", "max", "mean", "std", "rms", "absmax", "nan", "inf", "head
 const MEASURES = [["rel_rmse", "relative RMSE"], ["floor", "floor"], ["excess", "excess"], ["peak_excess", "peak excess"],
   ["rmse", "RMSE"], ["max_abs", "largest difference"], ["max_at", "at index"], ["cosine", "cosine"], ["psnr", "PSNR, dB"], ["mismatches", "unequal values"]];
 const UNJUDGED = { missing: "M0 6L6 0", uncertain: "M0 6L6 0M0 0L6 6", skipped: "M0 3L6 3" };
-const WORDS = ["name", "stage", "shape", "dtype", "verdict", "reason", "floor_by", "max_at", "stream", "kind", "where"];
+const WORDS = ["name", "stage", "shape", "dtype", "verdict", "reason", "floor_by", "max_at", "stream", "kind", "where", "parents"];
 
 async function decode(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));

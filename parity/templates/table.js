@@ -14,7 +14,7 @@ const rangeText = (range) => (range ? `${short(number(range.low))} … ${short(n
 
 function start(data) {
   const byId = (id) => document.getElementById(id), form = byId("filters"), table = byId("rows"), pager = byId("pager");
-  const state = { entry: 0, part: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [], chosen: null };
+  const state = { entry: 0, part: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [], chosen: null, stage: "" };
   const first = Number(document.querySelector('.card[aria-pressed="true"]')?.dataset.entry || 0);
 
   function matches(row, want) {
@@ -112,6 +112,7 @@ function start(data) {
     state.chosen = row;
     if (row.repeats) state.kind = row.kind;
     if (state.entry !== row.which) choose(row.which);
+    chooseStage(row.entry);
     state.part = row.section;
     byId("part").value = String(row.section);
     setFilters({ ...entryFilter(row.which), search: row.name });
@@ -144,6 +145,18 @@ function start(data) {
     byId("shown").textContent = `${entry.component} · ${entry.name} · ${entry.dtype} · ${entry.mode}`;
     drawSection(data, entry, section, rows, state.kind, openRow);
     markChosen();
+    drawFlow(data, entry, state.stage, state.chosen);
+  }
+
+  // The stage of what is selected, else of the first source, else the largest one of what repeats.
+  function chooseStage(entry) {
+    const rows = data.rows.slice(entry.start, entry.start + entry.rows), sizes = new Map();
+    const repeats = rows.some((row) => row.repeats);
+    for (const row of rows) if (row.repeats || !repeats) sizes.set(row.stage, (sizes.get(row.stage) || 0) + 1);
+    const largest = [...sizes].reduce((best, one) => (one[1] > best[1] ? one : best), ["", 0])[0];
+    const at = state.chosen?.entry === entry ? state.chosen : rows.find((row) => row.source);
+    state.stage = at ? at.stage : largest;
+    offerStages(data, entry, state.stage);
   }
 
   function offerParts(entry) {
@@ -158,6 +171,7 @@ function start(data) {
   function choose(which, filter) {
     state.entry = which;
     offerParts(data.entries[which]);
+    chooseStage(data.entries[which]);
     document.querySelectorAll(".card").forEach((card) => card.setAttribute("aria-pressed", String(Number(card.dataset.entry) === which)));
     if (filter) { setFilters(entryFilter(which)); refresh(); }
     draw();
@@ -190,6 +204,7 @@ function start(data) {
     if (next) { event.preventDefault(); next.focus(); }
   };
   byId("part").onchange = (event) => { state.part = Number(event.target.value); draw(); };
+  byId("stage").onchange = (event) => { state.stage = event.target.value; draw(); };
   byId("kind").onchange = (event) => { state.kind = event.target.value; draw(); };
   document.querySelectorAll(".card").forEach((card) => { card.onclick = () => select(data.entries[Number(card.dataset.entry)], null); });
   document.querySelectorAll(".jump").forEach((link) => { link.onclick = (event) => {
