@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(browser.CHROMIUM is None, rea
 
 SELECTED = """({ address: win.location.hash, shown: $("#shown").textContent, lost: $("#lost").textContent,
   open: all('#rows button[aria-expanded="true"]').map((one) => one.textContent),
-  chosen: all(".chosen title").map((one) => one.textContent.split(":")[0]) })"""
+  chosen: all("#figures .chosen title").map((one) => one.textContent.split(":")[0]) })"""
 
 
 @pytest.fixture(scope="module")
