@@ -20,9 +20,10 @@ Index = Mapping[str, Any]
 TRENDS = 1000
 # Runs of one trend that are drawn, the last ones.
 POINTS = 200
-_WIDTH, _HEIGHT, _EDGE = 220, 34, 4
-# The axis of all trends, so that they can be held against each other: log10 of the excess.
-_LOW, _HIGH = -1.0, 5.0
+_WIDTH, _HEIGHT, _EDGE = 220, 40, 4
+# One axis for all trends, so that they can be held against each other: from here to the largest excess of them,
+# and at least to the other one.
+_LOW, _HIGH = 0.3, 100.0
 _MATCH = 3.0
 _RANKS = {"parity": 0, "incomplete": 1, "divergence": 2}
 
@@ -30,21 +31,24 @@ _RANKS = {"parity": 0, "incomplete": 1, "divergence": 2}
 def index_html(found: Index) -> str:
     """The page, the same for the same runs."""
     lines = latest(found["trends"])
+    values = [point["worst"] for trend in lines for point in trend["points"]]
+    top = max((value for value in values if value is not None and math.isfinite(value)), default=_HIGH)
     return render(
         "index.html.j2", found=found, several=are_several(lines), more=max(0, len(lines) - TRENDS),
-        trends=[_trend(trend, found["runs"]) for trend in lines[:TRENDS]],
+        trends=[_trend(trend, found["runs"], max(top, _HIGH)) for trend in lines[:TRENDS]],
+        last=max((trend["points"][-1]["verdict"] for trend in lines), key=_RANKS.__getitem__, default=""),
         runs=[_run(run) for run in reversed(found["runs"])],
         states=dict.fromkeys(run.get("verdict") or run["state"] for run in found["runs"]),
     )  # fmt: skip
 
 
-def _trend(trend: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _trend(trend: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], top: float) -> dict[str, Any]:
     last = trend["points"][-1]
     kept = ("component", "case", "dtype", "mode", "size", "change")
     return {key: trend[key] for key in kept} | {
         "made_with": made_with(trend), "verdict": last["verdict"], "rank": _RANKS[last["verdict"]],
         "last": excess(last["worst"], last["differ"]), "value": _value(last), "many": len(trend["points"]),
-        "since": runs[trend["since"]]["folder"], "chart": sparkline(trend["points"]),
+        "since": runs[trend["since"]]["folder"], "chart": sparkline(trend["points"], top),
     }  # fmt: skip
 
 
@@ -74,17 +78,21 @@ def _link(folder: str) -> str:
     return f"./{quote(folder.encode('utf-8', 'surrogateescape'))}/report.html"
 
 
-def sparkline(points: Sequence[Mapping[str, Any]]) -> Markup:
+def sparkline(points: Sequence[Mapping[str, Any]], top: float) -> Markup:
     """The largest excess over the last `POINTS` runs, logarithmic; a shape where a run was no parity.
 
     Values that must be equal and are not stand at the upper edge; what has no excess leaves a gap.
+
+    Args:
+        points: of a trend.
+        top: excess at the upper edge.
     """
     shown = points[-POINTS:]
     step = (_WIDTH - 2 * _EDGE) / max(len(shown) - 1, 1)
     line, marks, pen = [], [], "M"
     for place, point in enumerate(shown):
         value = math.inf if point["differ"] else point["worst"]
-        x, y = _EDGE + place * step, _height(value)
+        x, y = _EDGE + place * step, _height(value, top)
         if value is None:
             pen, y = "M", _HEIGHT / 2
         else:
@@ -96,7 +104,7 @@ def sparkline(points: Sequence[Mapping[str, Any]]) -> Markup:
             marks.append(f'<circle class="incomplete" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>')
         elif place == len(shown) - 1:
             marks.append(f'<circle class="last" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>')
-    limit = _height(_MATCH)
+    limit = _height(_MATCH, top)
     return Markup(
         f'<svg class="spark" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(_words(shown))}"><path class="floor" d="M0 {limit:.1f}H{_WIDTH}"/>'
@@ -104,9 +112,8 @@ def sparkline(points: Sequence[Mapping[str, Any]]) -> Markup:
     )
 
 
-def _height(value: float | None) -> float:
-    along = _LOW if not value else _HIGH if math.isinf(value) else math.log10(value)
-    along = (min(max(along, _LOW), _HIGH) - _LOW) / (_HIGH - _LOW)
+def _height(value: float | None, top: float) -> float:
+    along = math.log(min(max(value or 0.0, _LOW), top) / _LOW) / math.log(top / _LOW)
     return _HEIGHT - _EDGE - along * (_HEIGHT - 2 * _EDGE)
 
 

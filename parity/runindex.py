@@ -206,7 +206,7 @@ def _entry(case: Mapping[str, Any]) -> dict[str, Any]:
     state, inputs = state_of(case), case.get("inputs") or {}
     return {
         "component": _short(case.get("component", "transformer")), "case": _short(case["name"]),
-        "dtype": _short(case["dtype"]), "mode": _short(case["mode"]), "size": _short(size_of(inputs)),
+        "dtype": _short(case["dtype"], 40), "mode": _short(case["mode"], 40), "size": _short(size_of(inputs)),
         "inputs": json.dumps(inputs, sort_keys=True), "verdict": _verdict(case["verdict"]), "worst": state["worst"],
         "where": _short(state["where"]), "differ": state["differ"],
     }  # fmt: skip
@@ -227,9 +227,9 @@ def _weights(weights: Mapping[str, Any]) -> str:
     return _short(" + ".join([str(name), *loras]))
 
 
-def _short(text: Any) -> str:
+def _short(text: Any, most: int = _TEXT) -> str:
     text = str(text)
-    return text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def latest(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ _BARS = "▁▂▃▄▅▆▇██"
 
 
 def spark(points: Sequence[Mapping[str, Any]]) -> str:
-    """The largest excess of the last runs as bars: up to ``▃`` a match, up to ``▅`` suspect, ``·`` where there is none."""
+    """The largest excess of the last runs as bars: up to ``▃`` a match, up to ``▅`` suspect, ``·`` without one."""
     edges = excess_edges(3.0, 10.0)
     return "".join(
         _BARS[-1] if point["differ"] else "·" if point["worst"] is None else _BARS[step_of(point["worst"], edges)]
