@@ -136,7 +136,7 @@ def change_of(before: Row | None, after: Row | None) -> dict[str, Any]:
         ``change`` of `CHANGES`; ``within``: worse or better, and a match both times; ``lost``: it was compared and is
         not any more; ``factor``: excess after over before (of unequal values, their number), None where it says
         nothing; ``by_floor``: the reference's own noise moved more than the candidate's error did; ``exact``;
-        ``before``, ``after``: verdict, excess, relative RMSE, floor, mismatches, source, reason.
+        ``before``, ``after``: verdict, excess, relative RMSE, floor, peak excess, mismatches, source, reason.
     """
     one = {"before": _figures(before), "after": _figures(after), "factor": None, "by_floor": False, "within": False,
            "lost": False, "exact": any(row is not None and is_exact(row) for row in (before, after))}  # fmt: skip
@@ -149,10 +149,10 @@ def change_of(before: Row | None, after: Row | None) -> dict[str, Any]:
     one["within"] = ranks == [0, 0]
     if ranks[0] != ranks[1]:
         change = "better" if ranks[1] < ranks[0] else "worse"
-    elif factor is None or not _beyond(factor, before, after):
+    elif (moved := _moved(before, after, factor)) is None:
         return one | {"change": "same"}
     else:
-        change = "better" if factor < 1 else "worse"
+        change, one["factor"] = "better" if moved < 1 else "worse", moved
     return one | {"change": change, "by_floor": _by_floor(before, after, factor)}
 
 
@@ -168,7 +168,7 @@ def _unjudged(before: Row, after: Row, ranks: list[int | None]) -> str:
 def _figures(row: Row | None) -> dict[str, Any] | None:
     if row is None:
         return None
-    kept = ("verdict", "rel_rmse", "floor", "mismatches", "source", "reason")
+    kept = ("verdict", "rel_rmse", "floor", "peak_excess", "mismatches", "source", "reason")
     return {key: row.get(key) for key in kept} | {"excess": excess_of(row)}
 
 
@@ -180,6 +180,17 @@ def _factor(before: Row, after: Row) -> float | None:
     if a is None or b is None or a == b:
         return None if a is None or b is None else 1.0
     return math.inf if not a or math.isinf(b) else b / a
+
+
+def _moved(before: Row, after: Row, factor: float | None) -> float | None:
+    """By how much a checkpoint under one verdict moved, where that is beyond noise: its excess, or its peak excess
+    where a few elements made that verdict."""
+    if factor is not None and _beyond(factor, before, after):
+        return factor
+    a, b = (row.get("peak_excess") for row in (before, after))
+    if before["verdict"] == "match" or not a or not b or not (math.isfinite(a) and math.isfinite(b)):
+        return None
+    return None if 1 / BEYOND <= b / a <= BEYOND else b / a
 
 
 def _beyond(factor: float, before: Row, after: Row) -> bool:
