@@ -76,7 +76,8 @@ def scale_of(lines: Collection[Mapping[int, float]]) -> tuple[float, float]:
     low, high = min(usable), max(usable)
     if high < 10 * low:
         middle = math.sqrt(low * high)
-        low, high = middle / math.sqrt(10), middle * math.sqrt(10)
+        # Around the middle of a bar, not the border between two of them.
+        low, high = middle * 10 ** (-7 / 16), middle * 10 ** (9 / 16)
     return low, high
 
 

@@ -62,7 +62,7 @@ def _changes(one: Overlay, colours: Theme) -> Lines:
     first, *others = one.labels
     bins = columns_of(one.span, WIDTH - NAME - 1)
     for label in others:
-        yield Text(f"“{label}” against “{first}”: change of each checkpoint's excess", "bold")
+        yield Text(f"excess of “{label}” against “{first}”", "bold")
         yield axis(bins)
         for kind in one.kinds:
             rows = one.rows(kind)
