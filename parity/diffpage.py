@@ -8,11 +8,12 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from parity.changemap import change_maps
 from parity.pages import render
 from parity.plotstyle import cut, short
 from parity.report import plain
 from parity.reporters.rundiff import TITLES, entry_figures, line_figures, sections_of, source_lines
-from parity.rundiff import BEYOND, CHANGES
+from parity.rundiff import BEYOND, ORDER
 
 Found = Mapping[str, Any]
 
@@ -33,20 +34,21 @@ def comparison_html(found: Found) -> str:
     """The page, the same for the same comparison."""
     parts, more = sections_of(found, LINES)
     sources = source_lines(found)
+    maps, more_maps = change_maps(found)
     return render(
-        "comparison.html.j2", found=found, titles=TITLES, changes=CHANGES, beyond=BEYOND,
+        "comparison.html.j2", found=found, titles=TITLES, order=ORDER, beyond=BEYOND,
         entries=[entry_figures(entry) | {"state": _state(entry)} for entry in found["entries"]],
         parts=[(title, lines[0]["change"], list(map(line_figures, lines))) for title, lines in parts], more=more,
         settings=[{"what": one["what"]} | {side: cut(plain(one[side]), 400) for side in ("before", "after")}
                   for one in found["settings"]],
         sources=sources[:SOURCES], more_sources=max(0, len(sources) - SOURCES), chart=scatter(found["points"]),
+        maps=maps, more_maps=more_maps,
     )  # fmt: skip
 
 
 def _state(entry: Found) -> str:
     counts = entry["counts"]
-    order = (change for change in ("worse", "gone", "other", "better", "new") if counts[change])
-    return next(order, "same")
+    return next((change for change in ORDER if counts[change]), "same")
 
 
 def scatter(points: Sequence[tuple[float, float, str]]) -> Markup:

@@ -15,6 +15,7 @@ from typing import Any
 
 from parity.errors import EXIT_DIVERGENCE, EXIT_INCOMPLETE, EXIT_PARITY
 from parity.plotstyle import excess_of
+from parity.safetensors_header import shown
 from parity.sections import group_of, is_exact
 from parity.settings import differences
 
@@ -29,6 +30,8 @@ BEYOND = 2.5
 # Below the floor, nobody can say which of two errors is the better one.
 AT_FLOOR = 1.0
 CHANGES = ("better", "worse", "other", "new", "gone", "same")
+# What needs a look first.
+ORDER = ("worse", "gone", "other", "better", "new")
 _WORDS = {
     "worse": "got worse", "better": "got better", "other": "changed otherwise", "new": "are new", "gone": "are gone",
 }  # fmt: skip
@@ -54,7 +57,7 @@ def diff(before: Run, after: Run, folders: tuple[str, str] = ("", "")) -> dict[s
     for key, (old, new) in pairs.items():
         found = list(_rows(key, old, new))
         counts = Counter(row["change"] for row in found)
-        entries.append(_entry(key, old, new, counts))
+        entries.append(_entry(key, old, new, counts) | {"extent": _extent(row["name"] for row in found)})
         changed += [row for row in found if row["change"] != "same"]
         points += [_point(row) for row in found if row["before"] and row["after"]]
     counts = {change: sum(entry["counts"][change] for entry in entries) for change in CHANGES}
@@ -91,8 +94,7 @@ def gathered(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         key = (row["change"], row["within"], (row["case"], row["dtype"], row["mode"]), group_of(row["name"])[0], sides)
         found.setdefault(key, []).append(row)
     lines = [_line(*key, rows) for key, rows in found.items()]
-    order = {change: place for place, change in enumerate(("worse", "gone", "other", "better", "new"))}
-    return sorted(lines, key=lambda line: (line["within"], order[line["change"]]))
+    return sorted(lines, key=lambda line: (line["within"], ORDER.index(line["change"])))
 
 
 def _line(change: str, within: bool, entry: Key, group: str, verdicts: tuple, rows: list) -> dict[str, Any]:
@@ -228,6 +230,17 @@ def _entry(key: Key, old: Run | None, new: Run | None, counts: Mapping[str, int]
     }  # fmt: skip
 
 
+def _extent(names: Iterable[str]) -> dict[str, int]:
+    """How far what repeats goes, ``{"block": 59}``: the highest index of each unit among names with one index."""
+    highest: dict[str, int] = {}
+    for name in names:
+        indices = group_of(name)[1]
+        if len(indices) == 1:
+            [(unit, index)] = indices.items()
+            highest[unit] = max(index, highest.get(unit, 0))
+    return highest
+
+
 def state_of(case: Run | None) -> dict[str, Any] | None:
     """An entry in short: ``verdict``, ``counts``, ``worst`` excess and ``where``, ``differ``: how many checkpoints
     that must be equal bit for bit are not."""
@@ -269,8 +282,8 @@ def _sentence(verdict: str, counts: Mapping[str, int], changed: list[dict[str, A
     if failing:
         # Where several got worse, the ones that a divergence starts at say more than those behind them.
         first = next((row for row in failing if row["after"]["source"]), failing[0])
-        where = f"case {first['case']}, {first['dtype']}, {first['mode']}"
-        return f"{text}. The first that got worse is {first['name']} ({where})."
+        where = ", ".join(shown(first[key]) for key in ("case", "dtype", "mode"))
+        return f"{text}. The first that got worse is {shown(first['name'])} (case {where})."
     return f"{text}. What is further off is still a match." if any(map(_drifted, changed)) else f"{text}."
 
 
@@ -286,17 +299,22 @@ def _drifted(row: Mapping[str, Any]) -> bool:
 def _notes(before: Run, after: Run, pairs: Mapping[Key, tuple[Any, Any]], changed: list[dict[str, Any]]) -> list[str]:
     """What makes two runs less comparable than they look."""
     said = []
-    for what, keys in (("the model", ("configs", "parameters")), ("the weights", ("path", "lora", "bits"))):
+    for what, keys in (
+        ("are of different models", ("configs", "parameters")),
+        ("have different weights", ("path", "lora", "bits")),
+    ):
         sides = [[(run.get("weights") or {}).get(key) for key in keys] for run in (before, after)]
         if sides[0] != sides[1]:
-            said.append(f"{what} of the two runs differ: a change may be theirs")
+            said.append(f"The two runs {what}: a change may come from that.")
             break
     for part, words in (("component", "another component"), ("inputs", "other inputs")):
         pairs_of_both = ((key[0], old, new) for key, (old, new) in pairs.items() if old and new)
         other = list(dict.fromkeys(name for name, old, new in pairs_of_both if old.get(part) != new.get(part)))
         if other:
             more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-            said.append(f"case{'s' * (len(other) > 1)} {', '.join(other[:3])}{more}: the same name, but {words}")
+            said.append(
+                f"Case{'s' * (len(other) > 1)} {', '.join(map(shown, other[:3]))}{more}: the same name, but {words}."
+            )
     if moved := sum(row["by_floor"] for row in changed):
-        said.append(f"at {moved:,} checkpoints the reference's own noise moved more than the candidate's error")
+        said.append(f"At {moved:,} checkpoints the reference's own noise moved more than the candidate's error.")
     return said

@@ -15,7 +15,7 @@ from parity.plotstyle import cut
 from parity.report import plain, spans
 from parity.reporters.rows import printable
 from parity.reporters.text import code, gather, markdown_table, plain_markdown
-from parity.rundiff import CHANGES, gathered
+from parity.rundiff import ORDER, gathered
 from parity.runfolder import to_json
 
 Found = Mapping[str, Any]
@@ -24,6 +24,8 @@ STYLE = {"better": "bold green", "worse": "bold red", "mixed": "bold yellow", "i
 TITLES = {"other": "changed otherwise", "same": "as it was"}
 LINES = 24
 _SETTINGS = 10
+# Letters of a name from a file; the JSON has it whole.
+_NAME = 120
 _SOURCES = 6
 
 
@@ -35,7 +37,9 @@ def excess(value: float | None, differ: int = 0) -> str:
         return "–"
     if math.isinf(value):
         return "∞"
-    return f"{value:.2f}" if value < 1000 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    if value < 1000:
+        return f"{value:.2f}" if value < 10 else f"{value:.3g}"
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def times(factor: float | None) -> str:
@@ -49,9 +53,9 @@ def times(factor: float | None) -> str:
 def place(line: Found) -> str:
     """A gathered line's name and where it recurs: ``block.NN.img.attn (blocks 7–59)``."""
     if line["count"] == 1:
-        return line["name"]
+        return cut(line["name"], _NAME)
     where = "; ".join(f"{unit}s {spans(indices)}" for unit, indices in line["indices"].items())
-    return f"{line['group']} ({where})"
+    return f"{cut(line['group'], _NAME)} ({where})"
 
 
 def arrow(before: object, after: object) -> str:
@@ -64,9 +68,9 @@ def entry_figures(entry: Found) -> dict[str, str]:
     """One line of the table of entries."""
     states = [entry["before"], entry["after"]]
     worst = [None if state is None else excess(state["worst"], state["differ"]) for state in states]
-    changed = [f"{entry['counts'][change]:,} {change}" for change in CHANGES[:-1] if entry["counts"][change]]
+    changed = [f"{entry['counts'][change]:,} {change}" for change in ORDER if entry["counts"][change]]
     return {
-        "case": entry["case"], "dtype": entry["dtype"], "mode": entry["mode"],
+        **{key: cut(entry[key], _NAME) for key in ("case", "dtype", "mode")},
         "verdict": arrow(*(state and state["verdict"] for state in states)),
         "largest excess": arrow(*worst), "changes": ", ".join(changed) or "none",
     }  # fmt: skip
@@ -88,7 +92,7 @@ def sections_of(found: Found, most: int = LINES) -> tuple[list[tuple[str, list[F
     parts: dict[str, list[Found]] = {}
     for line in lines[:most]:
         still = ", still a match" if line["within"] else ""
-        where = f": {' '.join(line['entry'])}" if several else ""
+        where = f": {cut(' '.join(line['entry']), _NAME)}" if several else ""
         parts.setdefault(f"{TITLES.get(line['change'], line['change'])}{still}{where}", []).append(line)
     return list(parts.items()), max(0, len(lines) - most)
 
@@ -100,8 +104,8 @@ def source_lines(found: Found) -> list[str]:
         for kind, words in (("came", "new source"), ("went", "no source any more"), ("stayed", "still a source")):
             if names := gather(entry["sources"][kind]):
                 more = f" and {len(names) - _SOURCES} more" if len(names) > _SOURCES else ""
-                where = f"{entry['case']} {entry['dtype']} {entry['mode']}"
-                said.append(f"{where}: {words}: {', '.join(names[:_SOURCES])}{more}")
+                where = cut(f"{entry['case']} {entry['dtype']} {entry['mode']}", _NAME)
+                said.append(f"{where}: {words}: {', '.join(cut(name, _NAME) for name in names[:_SOURCES])}{more}")
     return said
 
 
