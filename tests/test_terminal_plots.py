@@ -60,12 +60,12 @@ def test_letters_say_the_verdicts():
 def test_more_blocks_than_columns_show_the_worst_of_each_column():
     run = one("clean", blocks=130, level="kinds")
     row = next(row for row in run["cases"][0]["checkpoints"] if row["name"] == "block.101.img.attn")
-    row.update(excess=40.0, verdict="diverged", source=True)
+    row.update(excess=40.0, verdict="diverged")
     lines = text(run)
     assert "3 a column" in " ".join(lines)
     letters = cells(lines, "img.attn")
     assert len(letters) == 44
-    assert [i for i, letter in enumerate(letters) if letter == "!"] == [33]
+    assert [i for i, letter in enumerate(letters) if letter == "D"] == [33]
 
 
 def test_two_runs_show_what_got_better_and_worse():
