@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from parity import budgetpage, diagnosispage, health
+from parity import budgetpage, diagnosispage, health, panelpage
 from parity.errors import OutputExistsError
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
@@ -28,7 +28,8 @@ from parity.rowpack import pack
 from parity.sections import Entry, component_title, estimated, group_of, is_exact, spans
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
-ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "address.js", "dataflow.js", "table.js")
+SCRIPTS = ("charts", "panels", "pictures", "address", "dataflow", "checkpoint", "table")
+ASSETS = ("report.css", *(f"{name}.js" for name in SCRIPTS))
 # More entries than this stand in a table, a case a line.
 CARDS = 16
 # Pictures that stand open where there are many.
@@ -62,6 +63,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     """The page, the same for the same run and the same pictures in its `folder`."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
+    panels, unread = panelpage.panels(run, folder)
     run, diagnosis = spell_out(run), diagnosispage.read(folder)
     templates = resources.files("parity") / "templates"
     style, *scripts = ((templates / name).read_text(encoding="utf-8") for name in ASSETS)
@@ -80,7 +82,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
         estimated=estimated([row for entry in run["cases"] for row in entry["checkpoints"]]),
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
-        alerts=health.alerts(run), passed=health.passed(run), data=Markup(pack(run)),
+        alerts=health.alerts(run), passed=health.passed(run), unread=spell_out(unread), data=Markup(pack(run, panels)),
     )  # fmt: skip
 
 

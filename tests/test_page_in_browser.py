@@ -100,7 +100,7 @@ def test_pictures_have_tabs_and_all_are_side_by_side(browse, tmp_path):
 def test_the_check_itself_hears_the_console(browse, monkeypatch):
     from parity import report
 
-    monkeypatch.setattr(report, "pack", lambda run: "no gzip")
+    monkeypatch.setattr(report, "pack", lambda run, panels: "no gzip")
     dom, console = browse(sample_run.clean(blocks=2, dtypes=("float32",)))
     assert "could not be read" in dom
     assert console

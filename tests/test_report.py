@@ -26,7 +26,7 @@ from parity.report import (
 )
 
 SMALL = {"blocks": 2, "dtypes": ("float32",)}
-SCRIPTS = ("charts.js", "panels.js", "pictures.js", "address.js", "dataflow.js", "table.js")
+SCRIPTS = ("charts.js", "panels.js", "pictures.js", "address.js", "dataflow.js", "checkpoint.js", "table.js")
 
 
 class Page(HTMLParser):

@@ -64,21 +64,28 @@ function start(data) {
   }
 
   function detail(row) {
+    const tr = facts(row);
+    // Charts are as wide as their place, so they are drawn once it is in the page.
+    queueMicrotask(() => drawPanel(data, row, make("div", { class: "panels" }, tr.firstChild)));
+    return tr;
+  }
+
+  function facts(row) {
     // Columns that a narrow window hides must not be counted, or empty ones take their place.
     const shown = [...head.children].filter((th) => getComputedStyle(th).display !== "none").length;
     const tr = make("tr", { class: "detail" }), box = make("div", { class: "columns" }, make("td", { colspan: shown }, tr));
-    const facts = (title, pairs) => {
+    const say = (title, pairs) => {
       const block = make("div", {}, box), list = (make("h3", {}, block, title), make("dl", {}, block));
       for (const [key, value] of pairs) { make("dt", {}, list, key); make("bdi", {}, make("dd", {}, list), value === "" ? "—" : value); }
     };
-    facts("What", [["verdict", row.verdict], ["reason", row.reason], ["stage", row.stage], ["shape", row.shape], ["dtype", row.dtype],
+    say("What", [["verdict", row.verdict], ["reason", row.reason], ["stage", row.stage], ["shape", row.shape], ["dtype", row.dtype],
       ["entry", `${row.entry.name} · ${row.entry.dtype} · ${row.entry.mode}`], ["role", row.source ? "source of a divergence" : row.propagated ? "propagated" : ""]]);
-    facts("Error", [...MEASURES.filter(([key]) => key !== "mismatches" || row.exact).map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
+    say("Error", [...MEASURES.filter(([key]) => key !== "mismatches" || row.exact).map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
     const values = make("div", {}, box), list = (make("h3", {}, values, "Values"), make("table", {}, values));
     const line = (cells, tag) => { const tr = make("tr", {}, list); cells.forEach((text, k) => make(k ? tag : "th", k ? { class: "number" } : { scope: tag === "th" ? "col" : "row" }, tr, text)); };
     line(["", "reference", "candidate"], "th");
     for (const key of STATS) line([key, format(row.reference[key]), format(row.candidate[key])], "td");
-    if (row.range) facts("Documented range", [["row", row.range.row], ["from", format(row.range.low)], ["to", format(row.range.high)], ["verdict", row.range.verdict], ["factor", format(row.range.factor)]]);
+    if (row.range) say("Documented range", [["row", row.range.row], ["from", format(row.range.low)], ["to", format(row.range.high)], ["verdict", row.range.verdict], ["factor", format(row.range.factor)]]);
     return tr;
   }
 
