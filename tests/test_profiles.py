@@ -219,7 +219,13 @@ def test_nothing_to_write_is_no_file_and_too_much_is_cut(tmp_path, monkeypatch):
     assert list(profiles.of_unit(tmp_path, UNIT)["isolated"]) == ["x0", "x1", "x2"]
 
 
-@pytest.mark.parametrize("unit", ["../outside", "a/b", "", ".", "..", "x" * 300, "a\0b"])
+def test_a_case_may_be_called_anything(tmp_path):
+    for unit in ("two words.float32", "größer.float32", "[red].bfloat16"):
+        profiles.write(tmp_path / "trace" / unit, [{"isolated": {"x": packed(*wrong())}}])
+        assert list(profiles.of_unit(tmp_path, unit)["isolated"]) == ["x"]
+
+
+@pytest.mark.parametrize("unit", ["../outside", "a/b", "", ".", "..", "x" * 300, "a\0b", "\ud800", "é" * 200])
 def test_a_unit_from_elsewhere_leads_nowhere(tmp_path, unit):
     profiles.write(tmp_path / "outside", [{"isolated": {"x": packed(*wrong())}}])
     (tmp_path / "trace").mkdir()
