@@ -10,6 +10,7 @@ from sample_run import HOSTILE
 
 from parity.changemap import MAPS, change_maps, colour
 from parity.diffpage import comparison_html, scatter
+from parity.errors import OutputExistsError
 from parity.pages import write_page
 from parity.reporters.rundiff import markdown
 from parity.rundiff import diff
@@ -129,3 +130,9 @@ def test_another_page_is_not_taken_for_ours(tmp_path):
     assert write_page(page(), out, force=False).read_text() == page()
     write_page(page("diverged", "clean"), out, force=False)
     assert out.read_text() == page("diverged", "clean")
+    (tmp_path / "link.html").symlink_to(out)
+    (tmp_path / "mine.html").write_text("mine")
+    for other in ("link.html", "mine.html"):
+        with pytest.raises(OutputExistsError, match="no page of this command"):
+            write_page(page(), tmp_path / other, force=False)
+    assert (tmp_path / "mine.html").read_text() == "mine"

@@ -150,7 +150,8 @@ def test_another_model_or_other_inputs_are_said():
     after["environment"]["candidate"]["mlx"] = "0.33.0"
     found = diff(before, after)
     assert found["notes"] == [
-        "The two runs are of different models: a change may come from that.", "Case square: the same name, but other inputs.",
+        "The two runs are of different models: a change may come from that.",
+        "Case square: the same name, but other inputs.",
     ]  # fmt: skip
     assert {"what": "environment.candidate.mlx", "before": "0.32.4", "after": "0.33.0"} in found["settings"]
 
