@@ -29,7 +29,9 @@ def change_maps(found: Found) -> tuple[list[tuple[str, Markup]], int]:
     drawn = []
     for entry in found["entries"]:
         key = (entry["case"], entry["dtype"], entry["mode"])
-        rows = [row for row in found["checkpoints"] if (row["case"], row["dtype"], row["mode"]) == key]
+        rows = [
+            row for row in found["checkpoints"] if not row["alone"] and (row["case"], row["dtype"], row["mode"]) == key
+        ]
         for unit, last in entry["extent"].items():
             if lines := _lines(rows, unit):
                 drawn.append((f"{' '.join(key)}, by {unit}", _map(lines, unit, last)))

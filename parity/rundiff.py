@@ -35,7 +35,7 @@ ORDER = ("worse", "gone", "other", "better", "new")
 _WORDS = {
     "worse": "got worse", "better": "got better", "other": "changed otherwise", "new": "are new", "gone": "are gone",
 }  # fmt: skip
-_TITLES = {"better": "Better", "worse": "Worse", "mixed": "Better and worse", "same": "No better and no worse"}
+_TITLES = {"better": "Better", "worse": "Worse", "mixed": "Better and worse", "other": "No better and no worse"}
 _RANK = {"match": 0, "suspect": 1, "diverged": 2}
 
 
@@ -47,10 +47,11 @@ def diff(before: Run, after: Run, folders: tuple[str, str] = ("", "")) -> dict[s
         folders: where they lie, for people.
 
     Returns:
-        ``verdict`` (``better``, ``worse``, ``mixed``, ``same``, ``incomparable``), ``sentence``, ``before`` and
-        ``after`` (what each run says of itself), ``counts`` (checkpoints by `CHANGES`), ``failing`` (how many are
-        `is_failing`), ``settings`` (what differs about the runs), ``notes``, ``entries``, ``checkpoints``
-        (those that are not ``same``, in order), ``points`` (excess before and after of all pairs, and the change).
+        ``verdict`` (``better``, ``worse``, ``mixed``, ``other``, ``same``, ``incomparable``), ``sentence``, ``before``
+        and ``after`` (what each run says of itself), ``counts`` (checkpoints by `CHANGES`), ``failing`` (how many are
+        `is_failing`), ``settings`` (what differs about the runs), ``notes``, ``entries``, ``checkpoints`` (those that
+        are not ``same``, in order; ``alone``: of a case that one run has alone), ``points`` (excess before and after of
+        all pairs, and the change).
     """
     pairs = _pairs(before["cases"], after["cases"], lambda case: (case["name"], case["dtype"], case["mode"]))
     entries, changed, points = [], [], []
@@ -83,6 +84,8 @@ def exit_code(found: Mapping[str, Any]) -> int:
 def gathered(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Changed checkpoints that recur over blocks, layers or steps as one line each, the worst changes first.
 
+    Those of a case that one run has alone are left out: all of them are new or gone.
+
     Returns:
         ``change``, ``within``, ``entry``, ``group``, ``indices`` (unit -> set), ``count``, ``verdicts`` (before,
         after), ``excess`` (largest before, largest after; None where there is none), ``factor`` (median; None
@@ -90,6 +93,8 @@ def gathered(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
+        if row["alone"]:
+            continue
         sides = tuple((row[side] or {}).get("verdict") for side in ("before", "after"))
         key = (row["change"], row["within"], (row["case"], row["dtype"], row["mode"]), group_of(row["name"])[0], sides)
         found.setdefault(key, []).append(row)
@@ -128,7 +133,8 @@ def _pairs(old: Iterable[Any], new: Iterable[Any], key: Any) -> dict[Any, tuple[
 def _rows(key: Key, old: Run | None, new: Run | None) -> Iterator[dict[str, Any]]:
     sides = [case["checkpoints"] if case else () for case in (old, new)]
     for name, (before, after) in _pairs(*sides, lambda row: row["name"]).items():
-        yield {"case": key[0], "dtype": key[1], "mode": key[2], "name": name} | change_of(before, after)
+        what = {"case": key[0], "dtype": key[1], "mode": key[2], "name": name, "alone": old is None or new is None}
+        yield what | change_of(before, after)
 
 
 def change_of(before: Row | None, after: Row | None) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _entry(key: Key, old: Run | None, new: Run | None, counts: Mapping[str, int]
         "before": state_of(old), "after": state_of(new),
         "counts": {change: counts.get(change, 0) for change in CHANGES},
         "sources": {
-            "went": [name for name in sources[0] if name not in set(sources[1])],
+            "went": [name for name in sources[0] if new and name not in set(sources[1])],
             "came": [name for name in sources[1] if name not in set(sources[0])],
             "stayed": [name for name in sources[1] if name in set(sources[0])],
         },
@@ -263,9 +269,9 @@ def _about(run: Run, folder: str) -> dict[str, Any]:
 def _verdict(counts: Mapping[str, int], common: bool) -> str:
     if not common:
         return "incomparable"
-    up, down = counts["better"], counts["worse"] + counts["gone"]
+    up, down = counts["better"], counts["worse"]
     if not up and not down:
-        return "same"
+        return "other" if any(counts[change] for change in ("other", "new", "gone")) else "same"
     return "mixed" if up and down else "better" if up else "worse"
 
 

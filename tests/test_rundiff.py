@@ -133,7 +133,17 @@ def test_cases_and_checkpoints_that_one_run_has_alone():
     assert found["counts"]["gone"] == 2 * rows + 1
     assert found["counts"]["new"] == 2 * rows
     assert ("square", dropped, "gone") in {(one["case"], one["name"], one["change"]) for one in found["checkpoints"]}
-    assert (found["verdict"], exit_code(found)) == ("worse", 5)
+    assert (found["verdict"], exit_code(found)) == ("other", 5)
+    assert found["sentence"].startswith("No better and no worse: ")
+    lines = {(line["entry"][0], line["change"]): written.place(line) for line in gathered(found["checkpoints"])}
+    assert lines == {("square", "gone"): dropped, ("wide", "gone"): "the whole case", ("tall", "new"): "the whole case"}
+
+
+def test_the_sources_of_a_case_that_is_gone_are_not_mended():
+    before, after = sample_run.diverged(cases=("square", "wide"), **SMALL), sample_run.diverged(**SMALL)
+    sources = {entry["case"]: entry["sources"] for entry in diff(before, after)["entries"]}
+    assert sources["wide"] == {"went": [], "came": [], "stayed": []}
+    assert sources["square"]["stayed"]
 
 
 def test_runs_of_other_suites_have_nothing_in_common():
