@@ -47,7 +47,9 @@ def test_of_many_parents_some_are_kept(monkeypatch):
 
 
 browses = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium")
-NODES = """all("#flow a").map((one) => [one.getAttribute("class"), one.getAttribute("aria-label").split(":")[0]])"""
+NODES = (
+    """all("#flow a").map((one) => [one.getAttribute("class"), one.querySelector("title").textContent.split(":")[0]])"""
+)
 OVERLAPS = """(() => { const boxes = all("#flow a > rect:not(.ring)").map((one) => one.getBoundingClientRect());
   return boxes.filter((a, i) => boxes.some((b, k) => k !== i && a.left < b.right - 1 && b.left < a.right - 1
     && a.top < b.bottom - 1 && b.top < a.bottom - 1)).length; })()"""
@@ -59,7 +61,7 @@ def test_a_block_is_drawn_with_its_verdicts_and_a_node_selects(tmp_path):
     run = sample_run.diverged(**SMALL)
     page = render_report(run, tmp_path / "report.html", force=True)
     script = f"""const before = {NODES}, overlaps = {OVERLAPS}, stage = $("#stage").value;
-      const node = all("#flow a").find((one) => /^block.01.txt.ffn:/.test(one.getAttribute("aria-label")));
+      const node = all("#flow a").find((one) => /^block.01.txt.ffn:/.test(one.querySelector("title").textContent));
       click(node); await until(() => $(".detail"));
       return {{ before, overlaps, stage, address: win.location.hash, after: {NODES},
         open: all('#rows button[aria-expanded="true"]').map((one) => one.textContent) }};"""

@@ -21,6 +21,8 @@ function drawPanel(data, row, box) {
 }
 
 function drawWorst(row, elements, box) {
+  // It may be wider than a phone, and then the keyboard must reach it to move it.
+  Object.entries({ tabindex: 0, role: "region", "aria-label": "Worst elements" }).forEach(([key, value]) => box.setAttribute(key, value));
   const table = make("table", { class: "metrics" }, box), line = (cells, tag, parent) => {
     const tr = make("tr", {}, parent);
     cells.forEach((text, k) => make(k ? tag : "th", k && tag === "td" ? { class: "number" } : { scope: tag === "th" ? "col" : "row" }, tr, text));

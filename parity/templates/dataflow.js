@@ -122,7 +122,9 @@ function wayPath(way, x, y, half) {
 function flowNode(svg, { row, ghost }, { x, y, wide, stage, focus }) {
   const said = row.verdict in UNJUDGED ? row.verdict : `${row.exact ? "" : "excess "}${times(row)}`;
   const words = `${row.name}: ${row.verdict}, ${said}${row.source ? ", source" : ""}`;
-  const link = svgNode("a", { href: addressOf(row.entry, row), class: `node ${row.verdict}${ghost ? " ghost" : ""}${row === focus ? " chosen" : ""}`, "aria-label": words }, svg);
+  // A whole address, to be copied and sent.
+  const href = location.href.split("#")[0] + addressOf(row.entry, row);
+  const link = svgNode("a", { href, class: `node ${row.verdict}${ghost ? " ghost" : ""}${row === focus ? " chosen" : ""}` }, svg);
   svgNode("title", {}, link, words);
   const local = row.name.startsWith(stage + ".") ? row.name.slice(stage.length + 1) : row.name, letters = Math.floor(wide / 6.5);
   const half = NODE / 2 - 3;

@@ -83,7 +83,7 @@ function start(data) {
     say("Error", [...MEASURES.filter(([key]) => key !== "mismatches" || row.exact).map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
     const values = make("div", {}, box), list = (make("h3", {}, values, "Values"), make("table", {}, values));
     const line = (cells, tag) => { const tr = make("tr", {}, list); cells.forEach((text, k) => make(k ? tag : "th", k ? { class: "number" } : { scope: tag === "th" ? "col" : "row" }, tr, text)); };
-    line(["", "reference", "candidate"], "th");
+    line(["figure", "reference", "candidate"], "th");
     for (const key of STATS) line([key, format(row.reference[key]), format(row.candidate[key])], "td");
     if (row.range) say("Documented range", [["row", row.range.row], ["from", format(row.range.low)], ["to", format(row.range.high)], ["verdict", row.range.verdict], ["factor", format(row.range.factor)]]);
     return tr;
