@@ -34,7 +34,7 @@ def change_maps(found: Found) -> tuple[list[tuple[str, Markup]], int]:
         ]
         for unit, last in entry["extent"].items():
             if lines := _lines(rows, unit):
-                drawn.append((f"{' '.join(key)}, by {unit}", _map(lines, unit, last)))
+                drawn.append((f"{cut(' '.join(key), 60)}, by {unit}", _map(lines, unit, last)))
     return drawn[:MAPS], max(0, len(drawn) - MAPS)
 
 

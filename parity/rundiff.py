@@ -283,7 +283,8 @@ def _sentence(verdict: str, counts: Mapping[str, int], changed: list[dict[str, A
     if counts["same"] == sum(counts.values()):
         return f"No change: all {both:,} checkpoints are as they were, as far as noise lets see."
     said = [f"{counts[change]:,} {word}" for change, word in _WORDS.items() if counts[change]]
-    text = f"{_TITLES[verdict]}: {', '.join(said)}; {counts['same']:,} of the {both:,} in both runs are as they were"
+    same = f"{counts['same']:,} of the {both:,}" if counts["same"] < both else f"all {both:,}"
+    text = f"{_TITLES[verdict]}: {', '.join(said)}; {same} in both runs are as they were"
     failing = [row for row in changed if is_failing(row)]
     if failing:
         # Where several got worse, the ones that a divergence starts at say more than those behind them.

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import sample_run
@@ -202,6 +203,15 @@ def test_nothing_in_a_name_reaches_a_terminal_or_opens_a_tag(capsys):
     assert "<img" not in outside
     assert "&lt;img" in outside
     assert all(line.count("`") % 2 == 0 for line in written.markdown(found).splitlines())
+
+
+def test_every_key_of_the_json_is_described():
+    text = (Path(__file__).parent.parent / "docs" / "comparing.md").read_text()
+    found = json.loads(written.as_json(diff(sample_run.clean(**SMALL), sample_run.diverged(**SMALL), NAMES)))
+    described = set(re.findall(r"\w+", text[text.index("## The comparison as JSON") :]))
+    rows = found["checkpoints"]
+    keys = {*found, *found["before"], *found["entries"][0], *found["entries"][0]["after"], *rows[0], *rows[0]["after"]}
+    assert keys <= described
 
 
 def test_json_has_every_change_and_no_number_that_json_lacks():
