@@ -7,6 +7,7 @@ weights and candidate; runs of anything else do not break it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -207,9 +208,13 @@ def _entry(case: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "component": _short(case.get("component", "transformer")), "case": _short(case["name"]),
         "dtype": _short(case["dtype"], 40), "mode": _short(case["mode"], 40), "size": _short(size_of(inputs)),
-        "inputs": json.dumps(inputs, sort_keys=True), "verdict": _verdict(case["verdict"]), "worst": state["worst"],
+        "inputs": _digest(inputs), "verdict": _verdict(case["verdict"]), "worst": state["worst"],
         "where": _short(state["where"]), "differ": state["differ"],
     }  # fmt: skip
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _verdict(text: Any) -> str:
