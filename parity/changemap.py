@@ -26,14 +26,15 @@ _DEPTH = {name: place for place, name in enumerate(("b1", "n1", "o1", "b2", "b3"
 def change_maps(found: Found) -> tuple[list[tuple[str, Markup]], int]:
     """(title, drawing) of the entries in which something that repeats changed, by what repeats, at most `MAPS`; and
     how many are left out."""
+    rows: dict[tuple[str, ...], list[Found]] = {}
+    for row in found["checkpoints"]:
+        if not row["alone"]:
+            rows.setdefault((row["case"], row["dtype"], row["mode"]), []).append(row)
     drawn = []
     for entry in found["entries"]:
         key = (entry["case"], entry["dtype"], entry["mode"])
-        rows = [
-            row for row in found["checkpoints"] if not row["alone"] and (row["case"], row["dtype"], row["mode"]) == key
-        ]
         for unit, last in entry["extent"].items():
-            if lines := _lines(rows, unit):
+            if lines := _lines(rows.get(key, []), unit):
                 drawn.append((f"{cut(' '.join(key), 60)}, by {unit}", _map(lines, unit, last)))
     return drawn[:MAPS], max(0, len(drawn) - MAPS)
 
