@@ -91,17 +91,22 @@ def alerts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
         entry that it is in, labels of all entries, checkpoints; `more` counts the groups left out. Text is as
         the run holds it: to be escaped where it is shown.
     """
-    found = [_alert(check, seen) for check, seen in _examined(run) if seen.bad]
-    return sorted(found, key=lambda one: SEVERITIES.index(one["severity"]))
+    return examine(run)[0]
 
 
 def passed(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The checks that looked at something and found nothing: `code`, `title`, `looked`."""
-    return [
-        {"code": check.code, "title": check.passed, "looked": seen.looked}
-        for check, seen in _examined(run)
-        if seen.looked and not seen.bad
-    ]
+    return examine(run)[1]
+
+
+def examine(run: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`alerts` and `passed`, looking once."""
+    examined = _examined(run)
+    fine = [(check, seen.looked) for check, seen in examined if seen.looked and not seen.bad]
+    return (
+        [_alert(check, seen) for check, seen in examined if seen.bad],
+        [{"code": check.code, "title": check.passed, "looked": looked} for check, looked in fine],
+    )
 
 
 def number(value: Any) -> float | None:
@@ -309,6 +314,7 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 _SAME = "The reference has the same range: the prompt, the size or the weights differ from the table's, not the port."
+# The severe first.
 CHECKS = (
     _Check("nonfinite", "error", "NaN or infinity in the candidate",
            "No NaN or infinity in the candidate where the reference is finite",

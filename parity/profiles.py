@@ -215,6 +215,8 @@ def of_unit(
     if leads_out or len(unit.encode("utf-8", "replace")) > 240 or not path.is_file():
         return {}
     label = f"trace/{shown(unit)}/{FILE}"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{label}: leads out of the run folder")
     try:
         return _read(path, names)
     except OSError as error:

@@ -120,6 +120,16 @@ def test_the_severe_come_first():
     assert [one["severity"] for one in health.alerts(run)] == ["error", "warning", "note"]
 
 
+def test_the_checks_are_in_the_order_of_their_severity():
+    order = [health.SEVERITIES.index(check.severity) for check in health.CHECKS]
+    assert order == sorted(order)
+
+
+def test_a_truth_value_is_no_figure():
+    assert health.alerts(run_of(row(candidate={"nan": True}))) == []
+    assert [health.number(x) for x in (True, "1", None, 10**400, -3)] == [None, None, None, math.inf, -3.0]
+
+
 def test_many_groups_are_counted_not_listed():
     [alert] = health.alerts(run_of(*(row(f"part{i}", candidate={"nan": 1}) for i in range(40))))
     assert (len(alert["names"]), alert["more"]) == (health.MOST_NAMES, 40 - health.MOST_NAMES)

@@ -227,8 +227,8 @@ def test_a_case_may_be_called_anything(tmp_path):
 
 @pytest.mark.parametrize("unit", ["../outside", "a/b", "", ".", "..", "x" * 300, "a\0b", "\ud800", "é" * 200])
 def test_a_unit_from_elsewhere_leads_nowhere(tmp_path, unit):
-    profiles.write(tmp_path / "outside", [{"isolated": {"x": packed(*wrong())}}])
-    (tmp_path / "trace").mkdir()
+    for folder in ("outside", "trace", ".", "trace/a/b"):
+        profiles.write(tmp_path / folder, [{"isolated": {"x": packed(*wrong())}}])
     assert profiles.of_unit(tmp_path, unit) == {}
 
 
@@ -270,6 +270,7 @@ def test_a_file_that_is_something_else_is_one_line(tmp_path, what):
     assert str(raised.value).startswith(f"trace/{UNIT}/{profiles.FILE}: ")
     assert len(str(raised.value)) < 300
     assert str(raised.value).isprintable()
+    assert ("at most" in str(raised.value)) == (what in ("too many", "no rows", "no list"))
 
 
 def test_metadata_that_are_not_there_or_no_json(tmp_path):
@@ -314,6 +315,16 @@ def test_files_cut_off_or_spoiled_are_refused_or_read_and_never_break(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(UsageError, match="empty file"):
         profiles.of_unit(tmp_path, UNIT)
+
+
+def test_a_link_out_of_the_run_folder_is_not_followed(tmp_path):
+    profiles.write(tmp_path / "outside", [{"isolated": {"x": packed(*wrong())}}])
+    (tmp_path / "run" / "trace").mkdir(parents=True)
+    (tmp_path / "run" / "trace" / UNIT).symlink_to(tmp_path / "outside")
+    with pytest.raises(UsageError, match="leads out of the run folder"):
+        profiles.of_unit(tmp_path / "run", UNIT)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert profiles.of_unit(tmp_path / "link" / "run", "square.bfloat16") == {}
 
 
 def test_a_file_too_large_is_not_opened(tmp_path, monkeypatch):
