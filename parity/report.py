@@ -65,6 +65,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
     panels, unread = panelpage.panels(run, folder)
     run, diagnosis = spell_out(run), diagnosispage.read(folder)
+    alerts, passed = health.examine(run)
     templates = resources.files("parity") / "templates"
     style, *scripts = ((templates / name).read_text(encoding="utf-8") for name in ASSETS)
     script = "".join(scripts)
@@ -82,7 +83,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
         estimated=estimated([row for entry in run["cases"] for row in entry["checkpoints"]]),
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
-        alerts=health.alerts(run), passed=health.passed(run), unread=spell_out(unread), data=Markup(pack(run, panels)),
+        alerts=alerts, passed=passed, unread=spell_out(unread), data=Markup(pack(run, panels)),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ async function look() {
   const until = async (test) => { for (let n = 0; n < 400 && !test(); n++) await sleep(20); await sleep(60); };
   const press = (key, at = win.document.body) => at.dispatchEvent(new win.KeyboardEvent("keydown", { key, ...event }));
   const click = (node) => node.dispatchEvent(new win.MouseEvent("click", event));
-  const drawn = () => $("#message[hidden]") || /could not/.test($("#message")?.textContent);
+  const drawn = () => $("#message[hidden]") || /could not|has no/.test($("#message")?.textContent);
   await until(() => win.document?.readyState === "complete" && drawn());
   %s
 }

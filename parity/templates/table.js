@@ -150,9 +150,16 @@ function start(data) {
     select.value = state.kind;
     byId("kindname").textContent = state.kind;
     byId("shown").textContent = `${entry.component} · ${entry.name} · ${entry.dtype} · ${entry.mode}`;
-    drawSection(data, entry, section, rows, state.kind, openRow);
+    if (rows.length) drawSection(data, entry, section, rows, state.kind, openRow);
+    sayIfEmpty(rows.length ? "" : "This entry has no checkpoints: nothing was recorded of it.");
     markChosen();
     drawFlow(data, entry, state.stage, state.chosen);
+  }
+
+  function sayIfEmpty(words) {
+    byId("message").textContent = words;
+    byId("message").hidden = !words;
+    byId("figures").hidden = Boolean(words);
   }
 
   // The stage of what is selected, else of the first source, else the largest one of what repeats.
@@ -224,8 +231,8 @@ function start(data) {
     byId("checkpoints").scrollIntoView();
   }; });
   table.classList.toggle("undocumented", !data.rows.some((row) => row.range));
-  for (const node of [form, table, byId("figures")]) node.hidden = false;
-  byId("message").hidden = true;
+  for (const node of [form, table]) node.hidden = false;
+  sayIfEmpty(data.entries.length ? "" : "This run has no entries: it was cut off before one was finished, or nothing was asked for.");
   let timer = 0;
   addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(() => { draw(); refresh(); }, 120); });
   watchKeys(data, () => state.chosen, select);
