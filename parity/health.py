@@ -293,17 +293,19 @@ def _documented(one: _Row, verdict: str, *, same: bool) -> Finding | None:
     if not isinstance(found, Mapping) or found.get("verdict") not in ("inside", "outside", "absent"):
         return None
     ours, theirs = _ends(one.candidate), _ends(one.reference)
+    if theirs is None or sum(_bad_values(one.reference) or ()):
+        return None
     if found["verdict"] != verdict or _alike(ours, theirs) != same:
         return 0.0, ""
     low, high, factor = (number(found.get(key)) for key in ("low", "high", "factor"))
     documented = _range((low, high)) if low is not None and high is not None else "another range"
     badness = 1.0 if factor is None or math.isnan(factor) else factor if verdict == "outside" else 1 / max(factor, 1e-9)
-    reference = f", the reference {_range(theirs)}" if theirs and not same else ""
+    reference = "" if same else f", the reference {_range(theirs)}"
     return max(badness, 1e-9), f"{_range(ours) if ours else 'not finite'}{reference}, documented {documented}"
 
 
-def _alike(ours: tuple[float, float] | None, theirs: tuple[float, float] | None) -> bool:
-    if ours is None or theirs is None:
+def _alike(ours: tuple[float, float] | None, theirs: tuple[float, float]) -> bool:
+    if ours is None:
         return False
     size = max(map(abs, theirs))
     return all(abs(a - b) <= 0.1 * size for a, b in zip(ours, theirs, strict=True))

@@ -112,6 +112,17 @@ def test_names_are_gathered_over_blocks_and_entries_and_the_worst_is_told():
     assert "2 NaN and 0 infinite values" in alert["text"]
 
 
+def test_a_reference_that_is_not_finite_has_no_range_to_keep():
+    gone = {"nan": 9, "min": "nan", "max": "nan"}
+    for side in (gone, {"nan": 9}, {"min": "nan", "max": "nan"}):
+        run = run_of(row(candidate=side, reference=side, range=documented("outside", factor="inf")))
+        assert "outside" not in codes(run)
+        assert "outside" not in [one["code"] for one in health.passed(run)]
+    run = run_of(row(candidate=gone, range=documented("outside", factor="inf")))
+    assert codes(run) == ["nonfinite", "outside"]
+    assert "not finite, the reference -3 … 4, documented -4 … 5" in health.alerts(run)[1]["text"]
+
+
 def test_the_severe_come_first():
     run = run_of(
         row(range=documented("outside", high=1.0)), row(dtype="float16", candidate={"headroom": 2.0}, reference=HALF),
