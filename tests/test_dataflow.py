@@ -73,7 +73,7 @@ def test_a_block_is_drawn_with_its_verdicts_and_a_node_selects(tmp_path):
     assert {name: kind for kind, name in seen["before"] if "ghost" not in kind} == {
         row["name"]: f"node {row['verdict']}" for row in own
     }
-    ghosts = {name for kind, name in seen["before"] if "ghost" in kind}
+    ghosts = {name for kind, name in seen["before"] if kind == "node fed ghost"}
     assert ghosts == {"block.00.img.out", "block.00.txt.out", "temb", "rope.img", "rope.txt"}
     assert seen["open"] == ["block.01.txt.ffn"]
     assert ["node match chosen", "block.01.txt.ffn"] in seen["after"]
@@ -95,6 +95,19 @@ def test_every_stage_of_every_component_is_drawn_without_overlap(tmp_path, compo
     assert console == []
     stages = [row["stage"] for row in run["cases"][0]["checkpoints"]]
     assert seen == {stage: [min(48, stages.count(stage)), 0] for stage in stages}
+
+
+@pytest.mark.slow
+@browses
+def test_what_has_diverged_is_carried_into_a_stage_in_accumulated_mode_only(tmp_path):
+    page = render_report(sample_run.diverged(**SMALL), tmp_path / "report.html", force=True)
+    entering = """const of = (kind) => all(kind).filter((one) => /^block.01.img.out:/.test(one.textContent)).length;
+      return [of("#flow a.fed"), of("#flow a.diverged"), all("#flow .carried").length];"""
+    isolated, _ = browser.look(page, entering, address="#square.float32.isolated/block.02.img.mid")
+    accumulated, _ = browser.look(page, entering, address="#square.float32.accumulated/block.02.img.mid")
+    assert isolated[:2] == [1, 0]
+    assert accumulated[:2] == [0, 1]
+    assert 0 < isolated[2] < accumulated[2]
 
 
 @pytest.mark.slow

@@ -27,7 +27,9 @@ function stageRows(data, rows, focus) {
 function flowOf(data, rows, lanes) {
   const nodes = new Map(), lane = (row) => (lanes.includes(row.stream) ? lanes.indexOf(row.stream) : Math.min(0.5, lanes.length));
   const inside = new Set(rows), edges = [];
-  const add = (row, layer) => nodes.set(row.i, { row, layer, lane: lane(row), ghost: !inside.has(row), weight: NODE, near: [] }).get(row.i);
+  // Isolated stages are fed the reference's values, so that nothing of an earlier stage has reached them.
+  const fed = (row) => row.entry.mode === "isolated" && row.stage !== rows[0].stage;
+  const add = (row, layer) => nodes.set(row.i, { row, layer, lane: lane(row), ghost: !inside.has(row), fed: fed(row), weight: NODE, near: [] }).get(row.i);
   for (const row of rows) {
     const parents = parentsOf(data, row);
     add(row, Math.max(1, ...parents.map((parent) => (inside.has(parent) ? nodes.get(parent.i).layer + 1 : 1))));
@@ -99,10 +101,10 @@ function drawFlow(data, entry, stage, focus) {
   if (!known || !rows.length) return box.replaceChildren();
   const streams = entry.sections[rows[0].section].streams.map(([stream]) => stream), { nodes, ways } = flowOf(data, rows, streams);
   const high = placeNodes(nodes), first = Math.min(...nodes.map((node) => node.layer)), layers = Math.max(...nodes.map((node) => node.layer)) - first + 1;
-  const column = Math.max(108, Math.min(150, (box.parentNode.clientWidth - 40) / layers)), width = column * layers, wide = column - 20;
+  const column = Math.max(108, Math.min(150, (box.parentNode.clientWidth - 40) / layers)), width = column * layers, wide = column - 16;
   const svg = svgNode("svg", { viewBox: `0 0 ${width} ${high + 8}`, width, height: high + 8, role: "group", "aria-label": `Dataflow of ${stage}, a link a checkpoint` }, document.createElement("div"));
   const x = (node) => (node.layer - first + 0.5) * column, y = (node) => node.y + 4;
-  for (const way of ways) svgNode("path", { class: "edge" + (way[0].row.verdict === "diverged" ? " carried" : ""), d: wayPath(way, x, y, wide / 2) }, svg);
+  for (const way of ways) svgNode("path", { class: "edge" + (way[0].row.verdict === "diverged" && !way[0].fed ? " carried" : ""), d: wayPath(way, x, y, wide / 2) }, svg);
   for (const node of nodes) if (node.row) flowNode(svg, node, { x: x(node), y: y(node), wide, stage, focus });
   box.replaceChildren(svg);
   const shown = nodes.find((node) => node.row === focus) || nodes.find((node) => node.row?.source);
@@ -119,19 +121,19 @@ function wayPath(way, x, y, half) {
   return path;
 }
 
-function flowNode(svg, { row, ghost }, { x, y, wide, stage, focus }) {
+function flowNode(svg, { row, ghost, fed }, { x, y, wide, stage, focus }) {
   const said = row.verdict in UNJUDGED ? row.verdict : `${row.exact ? "" : "excess "}${times(row)}`;
-  const words = `${row.name}: ${row.verdict}, ${said}${row.source ? ", source" : ""}`;
+  const words = `${row.name}: ${fed ? "the reference’s value is what this stage was fed; " : ""}${row.verdict}, ${said}${row.source ? ", source" : ""}`;
   // A whole address, to be copied and sent.
   const href = location.href.split("#")[0] + addressOf(row.entry, row);
-  const link = svgNode("a", { href, class: `node ${row.verdict}${ghost ? " ghost" : ""}${row === focus ? " chosen" : ""}` }, svg);
+  const link = svgNode("a", { href, class: `node ${fed ? "fed" : row.verdict}${ghost ? " ghost" : ""}${row === focus ? " chosen" : ""}` }, svg);
   svgNode("title", {}, link, words);
   const local = row.name.startsWith(stage + ".") ? row.name.slice(stage.length + 1) : row.name, letters = Math.floor(wide / 6.5);
   const half = NODE / 2 - 3;
   svgNode("rect", { x: x - wide / 2, y: y - half, width: wide, height: 2 * half, rx: 6 }, link);
-  if (row.source) svgNode("rect", { class: "ring", x: x - wide / 2 - 3, y: y - half - 2, width: wide + 6, height: 2 * half + 4, rx: 8 }, link);
+  if (row.source && !fed) svgNode("rect", { class: "ring", x: x - wide / 2 - 3, y: y - half - 2, width: wide + 6, height: 2 * half + 4, rx: 8 }, link);
   svgNode("text", { class: "label", x, y: y - 2, "text-anchor": "middle" }, link, local.length > letters ? "…" + local.slice(1 - letters) : local);
-  svgNode("text", { x, y: y + 11, "text-anchor": "middle" }, link, `${MARKS[row.verdict] || ""} ${row.verdict in UNJUDGED ? row.verdict : times(row)}`);
+  svgNode("text", { x, y: y + 11, "text-anchor": "middle" }, link, fed ? "reference’s" : `${MARKS[row.verdict] || ""} ${row.verdict in UNJUDGED ? row.verdict : times(row)}`);
 }
 
 // The select of the stages of an entry.
