@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from parity.errorplots import divide
 from parity.overlay import BORDERS, EDGES, Overlay, change, differences, step_of_change, turned
 from parity.plotstyle import SIZE, Theme, cut, footnote, index_axis, page
 from parity.sections import Kind
@@ -95,7 +96,7 @@ def _cells(ax: Axes, one: Overlay, kinds: list[Kind], label: str, colours: Theme
     streams = [stream for stream, _ in kinds]
     for y in range(1, len(kinds)):
         if streams[y] != streams[y - 1]:
-            ax.axhline(y - 0.5, color=colours.ink, lw=1.5)
+            divide(ax, y - 0.5, colours)
     ax.set(xlim=extent[:2], ylim=extent[2:])
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)

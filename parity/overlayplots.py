@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from parity.overlay import Overlay, Run, differences, overlays
+from parity.overlaybudget import budget_overlay, has_budget
 from parity.overlaychange import change_figure
+from parity.overlaystyle import DASHES, handles_of, page_of, styles_of
 from parity.plotstyle import (
     Theme,
     cut,
@@ -25,7 +27,6 @@ from parity.plotstyle import (
     limits,
     log_axis,
     log_line,
-    page,
     points_of,
     short,
     slug,
@@ -37,8 +38,6 @@ from parity.sequenceplots import chosen, layout
 from parity.stepcurve import KINDS as STEP_KINDS
 from parity.stepcurve import STREAM, has_steps
 
-MARKS = ("o", "s", "^", "D", "v")
-DASHES = (0, (2, 1.5))
 # Panels of a stream beside the panel of all checkpoints.
 ACROSS, DOWN = 4, 2
 
@@ -62,6 +61,7 @@ def _everything(found: Sequence[Overlay]) -> Iterator[tuple[str, Callable[[Theme
             "steps": has_steps(section) and steps_overlay,
             "errors": errors_overlay if section.grid else sequence_overlay,
             "heatmap": section.grid and change_figure,
+            "budget": has_budget(one) and budget_overlay,
         }
         for kind, draw in figures.items():
             if draw and not (kind in ("errors", "steps") and all(is_exact(row) for row in section.rows)):
@@ -72,61 +72,20 @@ def _with(draw: Callable[[Overlay, Theme], Figure], one: Overlay) -> Callable[[T
     return lambda colours: draw(one, colours)
 
 
-def tones(colours: Theme) -> tuple[str, ...]:
-    """The colours of runs, in order."""
-    return (colours.img, colours.txt, colours.step, colours.ink, colours.steps[4])
-
-
-def _styles(one: Overlay, colours: Theme) -> dict[str, dict]:
-    """Style of each run's line."""
-    before = len(one.runs) - 1
-    wide, every = min(1.7, 3.6 / before), math.ceil(len(one.span) / 6) if len(one.span) > 12 else 1
-    return {
-        label: {"color": tone, "lw": 1.6 + wide * (before - i), "marker": mark, "ms": 4.5 + wide * (before - i),
-                "markevery": (i * every // len(one.runs), every), "zorder": 3 + 0.1 * i, "solid_capstyle": "round"}
-        for i, (label, tone, mark) in enumerate(zip(one.labels, tones(colours), MARKS, strict=False))
-    }  # fmt: skip
-
-
-def _handles(one: Overlay, colours: Theme, *more: Line2D, counted: bool = False) -> list[Line2D]:
-    """The legend: runs, what else there is, and crosses."""
-    styles = _styles(one, colours)
-    said = {label: f": {_verdicts(one, label)}" if counted else "" for label in styles}
-    left_out = ("markevery", "zorder")
-    return [
-        *(Line2D([], [], label=label + said[label], **{k: v for k, v in style.items() if k not in left_out})
-          for label, style in styles.items()),
-        *more,
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
-    ]  # fmt: skip
-
-
-def _verdicts(one: Overlay, label: str) -> str:
-    rows = one.sections[label].rows
-    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("diverged", "suspect")}
-    said = [f"{count:,} {verdict}" for verdict, count in counts.items() if count]
-    return f"{', '.join(said) or 'none off'} of {len(rows):,}"
-
-
 def _floor_line(colours: Theme) -> Line2D:
     return Line2D([], [], color=colours.muted, lw=1.2, ls=DASHES, label="floor of each run")
 
 
-def _page(one: Overlay, colours: Theme, title: str, text: str, *, mode: bool = True) -> Figure:
-    synthetic = next((run for run in one.runs.values() if run["weights"].get("synthetic")), None)
-    return page(synthetic or one.runs[one.labels[0]], colours, title, text, what=one.heading(mode=mode))
-
-
 def errors_overlay(one: Overlay, colours: Theme) -> Figure:
     """Relative RMSE of each run and its floor for the kinds with the largest excess, and all checkpoints' excess."""
-    figure = _page(one, colours, "Error against the floor", "relative RMSE against truth, a line a run; the floor "
+    figure = page_of(one, colours, "Error against the floor", "relative RMSE against truth, a line a run; the floor "
                    "is the reference's own error in this dtype")  # fmt: skip
     lines = _panels(one)
     values = [v for line in lines for kind in line for rows in one.rows(kind).values()
               for part in ("floor", "rel_rmse") for v in points_of(rows, part).values()]  # fmt: skip
     deep, across = len(lines), max(map(len, lines))
     places = figure.add_gridspec(deep, across, left=0.065, right=0.655, top=0.79, bottom=0.11, wspace=0.12, hspace=0.24)
-    styles = _styles(one, colours)
+    styles = styles_of(one, colours)
     for i, line in enumerate(lines):
         for j, kind in enumerate(line):
             ax = figure.add_subplot(places[i, j], title=".".join(kind))
@@ -139,7 +98,7 @@ def errors_overlay(one: Overlay, colours: Theme) -> Figure:
                 log_line(ax, points_of(rows, "floor"), colours, **floor)
                 log_line(ax, points_of(rows, "rel_rmse"), colours, **styles[label])
     _shares(figure.add_axes((0.735, 0.11, 0.23, 0.68), title="all checkpoints"), one, colours)
-    key(figure, _handles(one, colours, _floor_line(colours), counted=True))
+    key(figure, handles_of(one, colours, _floor_line(colours), counted=True))
     shown, total = sum(map(len, lines)), len(one.kinds)
     some = f"{shown} of {total} kinds, those with the largest excess in any run. " if shown < total else ""
     footnote(figure, cut(some + differences(one.runs), 190), colours)
@@ -178,7 +137,7 @@ def _shares(ax: Axes, one: Overlay, colours: Theme) -> None:
         ax.annotate(f"{verdict}: up to {value:g}", (value, 0.03), xycoords=ax.get_xaxis_transform(), xytext=(3, 0),
                     textcoords="offset points", fontsize=8.5, fontweight="bold", rotation=90, va="bottom",
                     bbox={"fc": colours.panel, "ec": "none", "alpha": 0.75, "pad": 1}, zorder=6)  # fmt: skip
-    for label, style in _styles(one, colours).items():
+    for label, style in styles_of(one, colours).items():
         line = excesses[label]
         if line:
             xs = [low, *(min(max(value, low), high) for value in line if math.isfinite(value)), high]
@@ -194,7 +153,7 @@ def _shares(ax: Axes, one: Overlay, colours: Theme) -> None:
 def growth_overlay(one: Overlay, colours: Theme) -> Figure:
     """Largest magnitude of the residual after each block, a panel a stream, a line a run."""
     unit = one.section.unit
-    figure = _page(one, colours, "Growth of the residual", f"largest magnitude after each {unit}, a line a run; the "
+    figure = page_of(one, colours, "Growth of the residual", f"largest magnitude after each {unit}, a line a run; the "
                    "wide pale line is the reference of the first run", mode=False)  # fmt: skip
     kinds = [kind for kind in one.kinds if kind[1] == "out"]
     marks = {kind: _documented(one, kind) for kind in kinds}
@@ -212,7 +171,7 @@ def growth_overlay(one: Overlay, colours: Theme) -> Figure:
         rows = one.rows(kind)
         wide = {"color": colours.muted, "lw": 11, "alpha": 0.25, "solid_capstyle": "round"}
         log_line(ax, points_of(rows[first], "absmax", "reference"), colours, **wide)
-        for label, style in _styles(one, colours).items():
+        for label, style in styles_of(one, colours).items():
             log_line(ax, points_of(rows[label], "absmax", "candidate"), colours, **style)
         for index, value in marks[kind].items():
             ax.plot([index], [value], "D", ms=10, mfc="none", mec=colours.documented, mew=2, clip_on=False, zorder=6)
@@ -220,7 +179,7 @@ def growth_overlay(one: Overlay, colours: Theme) -> Figure:
             ax.annotate(f"documented: {short(value)}", (index, value), xytext=(-14, 12) if right else (14, -16),
                         textcoords="offset points", ha="right" if right else "left", color=colours.documented,
                         fontweight="bold", zorder=7)  # fmt: skip
-    key(figure, _handles(one, colours, Line2D([], [], color=colours.muted, lw=9, alpha=0.35, label="reference")))
+    key(figure, handles_of(one, colours, Line2D([], [], color=colours.muted, lw=9, alpha=0.35, label="reference")))
     footnote(figure, cut(differences(one.runs), 190), colours)
     return figure
 
@@ -232,8 +191,8 @@ def _documented(one: Overlay, kind: Kind) -> dict[int, float]:
 
 def ranges_overlay(one: Overlay, colours: Theme) -> Figure:
     """Smallest and largest activation of each run, a panel a kind, with the documented ranges."""
-    figure = _page(one, colours, "Activation ranges", "smallest and largest value of each checkpoint, a pair of lines "
-                   "a run; the scale is linear around 0 and logarithmic outside", mode=False)  # fmt: skip
+    text = "smallest and largest value of each checkpoint, a pair of lines a run; linear around 0, logarithmic outside"
+    figure = page_of(one, colours, "Activation ranges", text, mode=False)
     panels, span, known = panels_of(one.section), one.span, False
     deep, wide = len(panels), max(map(len, panels))
     places = figure.add_gridspec(deep, wide, left=0.07, right=0.985, top=0.79, bottom=0.11, wspace=0.36, hspace=0.24)
@@ -247,14 +206,14 @@ def ranges_overlay(one: Overlay, colours: Theme) -> Figure:
             symlog_axis(ax, np.concatenate(drawn, axis=None))
             index_axis(ax, span, one.section.unit, label=i == deep - 1 or j >= len(panels[i + 1]), most=4)
             ax.set_ylabel("value" if j == 0 else "")
-            for label, style in _styles(one, colours).items():
+            for label, style in styles_of(one, colours).items():
                 for end in ends[label]:
                     ax.plot(span, end, **style | {"ms": style["ms"] * 0.7, "lw": style["lw"] * 0.7})
             if documented is not None:
                 known = True
                 _bands(ax, documented, span, colours)
     band = Line2D([], [], color=colours.documented, lw=2.6, label="documented range")
-    key(figure, _handles(one, colours, *([band] if known else []))[:-1])
+    key(figure, handles_of(one, colours, *([band] if known else []))[:-1])
     shown = sum(map(len, panels))
     some = f"{shown} of {len(one.section.grid)} kinds. " if shown < len(one.section.grid) else ""
     footnote(figure, cut(some + differences(one.runs), 190), colours)
@@ -272,7 +231,7 @@ def _bands(ax: Axes, documented: np.ndarray, span: range, colours: Theme) -> Non
 def steps_overlay(one: Overlay, colours: Theme) -> Figure:
     """Relative RMSE over the denoising steps, a panel a kind, a line a run, with the floors."""
     grown = one.entry["mode"] == "accumulated"
-    figure = _page(one, colours, "Error over the steps", "relative RMSE against truth, a line a run"
+    figure = page_of(one, colours, "Error over the steps", "relative RMSE against truth, a line a run"
                    + (", grown since the first step" if grown else ", made by each step alone"))  # fmt: skip
     kinds = [(STREAM, kind) for kind in STEP_KINDS if (STREAM, kind) in one.kinds]
     values = [v for kind in kinds for rows in one.rows(kind).values() for part in ("floor", "rel_rmse")
@@ -285,19 +244,19 @@ def steps_overlay(one: Overlay, colours: Theme) -> Figure:
         index_axis(ax, one.span, one.section.unit, most=12, label=i + columns >= len(kinds))
         log_axis(ax, values)
         ax.set_ylabel("relative RMSE" if i % columns == 0 else "")
-        styles = _styles(one, colours)
+        styles = styles_of(one, colours)
         for label, rows in one.rows(kind).items():
             style = {"color": styles[label]["color"], "lw": 1.1, "ls": DASHES, "zorder": 2}
             log_line(ax, points_of(rows, "floor"), colours, **style)
             log_line(ax, points_of(rows, "rel_rmse"), colours, **styles[label])
-    key(figure, _handles(one, colours, _floor_line(colours)))
+    key(figure, handles_of(one, colours, _floor_line(colours)))
     footnote(figure, cut(differences(one.runs), 190), colours)
     return figure
 
 
 def sequence_overlay(one: Overlay, colours: Theme) -> Figure:
     """The excess of what does not repeat, a line a checkpoint and a mark a run."""
-    figure = _page(one, colours, "Error against the floor", "excess of each checkpoint, in order, a mark a run: its "
+    figure = page_of(one, colours, "Error against the floor", "excess of each checkpoint, in order, a mark a run: its "
                    "error in units of the floor")  # fmt: skip
     by_name = one.other_rows()
     # The worst run speaks for a checkpoint where there is no room for all of them.
@@ -305,7 +264,7 @@ def sequence_overlay(one: Overlay, colours: Theme) -> Figure:
     rows = chosen(worst)
     match, suspect = limits(one.runs[one.labels[0]])
     values = [_known(excess_of(row)) for of in by_name.values() for row in of.values()]
-    styles = _styles(one, colours)
+    styles = styles_of(one, colours)
 
     def excess(ax: Axes, shown: Sequence[Mapping]) -> None:
         log_axis(ax, [*values, match / 10, suspect * 3], along="x", pad=1.5)
@@ -324,9 +283,9 @@ def sequence_overlay(one: Overlay, colours: Theme) -> Figure:
 
     layout(figure, rows, one.section, {"excess: error over floor": excess}, colours, behind=0.012)
     border = Line2D(
-        [], [], color=colours.ink, lw=1, ls=(0, (5, 3)), label=f"suspect above {match:g}, diverged {suspect:g}"
+        [], [], color=colours.ink, lw=1, ls=(0, (5, 3)), label=f"suspect above {match:g}, diverged above {suspect:g}"
     )
-    key(figure, _handles(one, colours, border, counted=True))
+    key(figure, handles_of(one, colours, border, counted=True))
     some = f"{len(rows)} of {len(worst)} checkpoints, those with the largest excess. " if len(rows) < len(worst) else ""
     footnote(figure, cut(some + differences(one.runs), 190), colours)
     return figure

@@ -90,13 +90,13 @@ def render_overlays(
 
     Args:
         runs: by label, see `overlay.named`; the first one is what the others are held against.
-        folder, formats, dark, force, kinds, cases: as for `render_plots`; there is no ``budget``.
+        folder, formats, dark, force, kinds, cases: as for `render_plots`.
 
     Raises:
         UsageError: as `render_plots`, or the runs have nothing in common.
         OutputExistsError: a file is there and `force` is false; nothing has been written then.
     """
-    chosen = {label: of_cases(run, cases) for label, run in runs.items()}
+    chosen = {label: of_cases(run, cases, label) for label, run in runs.items()}
     figures = overlayplots.plan(chosen, kinds)
     if not figures:
         has = list(dict.fromkeys(name.split(".")[1] for name, _ in overlayplots.plan(chosen)))

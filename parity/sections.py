@@ -171,8 +171,8 @@ def estimated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def of_cases(run: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
-    """The run with the entries of some cases only; all of them where `names` is empty.
+def of_cases(run: Mapping[str, Any], names: Collection[str], who: str = "the run") -> Mapping[str, Any]:
+    """The run with the entries of some cases only; all of them where `names` is empty. `who` is it in messages.
 
     Raises:
         UsageError: the run has no case of that name.
@@ -181,7 +181,7 @@ def of_cases(run: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any
     for name in names:
         if name not in known:
             has = ", ".join(cut(one, 40) for one in known[:8]) + " …" * (len(known) > 8)
-            raise UsageError(f"--case {cut(name, 80)}: the run has no such case; it has {has or 'none at all'}")
+            raise UsageError(f"--case {cut(name, 80)}: {who} has no such case; it has {has or 'none at all'}")
     return {**run, "cases": [entry for entry in run["cases"] if entry["name"] in names]} if names else run
 
 

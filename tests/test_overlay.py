@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from parity.cli import call
 from parity.errors import OutputExistsError, UsageError
 from parity.overlay import LABEL, MOST, change, differences, named, overlays, step_of_change, turned
+from parity.overlaybudget import budget_overlay
 from parity.overlaychange import change_figure
 from parity.overlayplots import errors_overlay, growth_overlay, plan, ranges_overlay, sequence_overlay
 from parity.plots import render_overlays
@@ -166,6 +167,24 @@ def test_what_does_not_repeat_has_a_mark_a_run():
     labels = [label.get_text() for of in overlays(runs)[:2] for ax in sequence_overlay(of, LIGHT).axes
               for label in ax.get_yticklabels()]  # fmt: skip
     assert name.removeprefix("vae.decode.") in labels
+
+
+def test_quantized_runs_have_their_budgets_over_one_another():
+    runs = pair("clean", "clean")
+    for name, quantization in (("old", 0.1), ("new", None)):
+        for entry in runs[name]["cases"]:
+            for row in entry["checkpoints"]:
+                row |= {"precision": row["floor"] / 2, "quantization": quantization}
+    assert not [name for name, _ in plan(runs) if "budget" in name]
+    runs["old"]["weights"]["bits"] = {"transformer": {"4-bit group 64": 3}}
+    assert [name for name, _ in plan(runs, ("budget",))] == [
+        f"overlay.budget.square.float32.{mode}" for mode in ("isolated", "accumulated")
+    ]
+    figure = budget_overlay(first(runs), LIGHT)
+    assert [title_of(ax).partition(",")[0] for ax in figure.axes] == ["quantization", "precision", "implementation"] * 2
+    values = [np.unique(line.get_ydata()).tolist() for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    assert values == [[0.1]]
+    assert len([line for line in figure.axes[1].lines if len(line.get_xdata()) == 3]) == 2
 
 
 def test_figures_say_in_what_else_the_runs_differ():

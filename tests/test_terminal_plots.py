@@ -79,6 +79,28 @@ def test_two_runs_show_what_got_better_and_worse():
     assert [line.split()[0] for line in better if line.startswith("  ")][-4:] == ["old", "new"] * 2
 
 
+def test_of_many_entries_those_without_news_have_a_line():
+    clean = sample_run.clean(blocks=3, cases=("square", "wide", "tall"), dtypes=("float32",))
+    wrong = sample_run.diverged(blocks=3, cases=("wide",), dtypes=("float32",))
+    run = clean | {"cases": [*clean["cases"][:2], *wrong["cases"], *clean["cases"][4:]]}
+    lines = [line.plain for line in lines_of(run, (), LIGHT, brief=True)]
+    assert [line.split(" · ")[1] for line in lines if "parity, excess ≤" in line] == ["square"] * 2 + ["tall"] * 2
+    assert sum(line.startswith("transformer · wide") and "parity" not in line for line in lines) == 2
+    assert not any("parity, excess" in line.plain for line in lines_of(run, (), LIGHT))
+    both = [line.plain for line in lines_of_runs({"old": clean, "new": run}, (), LIGHT, brief=True)]
+    assert [line.split(" · ")[1] for line in both if line.endswith("no change")] == ["square"] * 2 + ["tall"] * 2
+    assert max(map(len, lines + both)) <= 80
+
+
+def test_kinds_without_an_error_have_no_sparkline():
+    run = one("diverged", blocks=4)
+    for row in run["cases"][0]["checkpoints"]:
+        if row["name"].endswith("img.attn"):
+            row["rel_rmse"] = None
+    assert len([line for line in text(run, ("errors",)) if line.startswith("img.attn ")]) == 0
+    assert len([line for line in text(one("diverged", blocks=4), ("errors",)) if line.startswith("img.attn ")]) == 1
+
+
 def test_a_sparkline_rises_with_its_values():
     letters = spark([1e-6, 1e-4, 1e-2, None, float("inf"), 0.0], 1e-6, 1e-2)
     assert letters == f"{BARS[0]}{BARS[4]}{BARS[7]} x{BARS[0]}"

@@ -38,6 +38,8 @@ LETTERS = ("·", "·", ":", "s", "S", "d", "D", "D", "#")
 UNJUDGED = {"missing": "/", "uncertain": "?", "skipped": "-"}
 SHOWN = ("heatmap", "errors", "growth", "steps", "budget")
 SOURCES, FEW = 4, 6
+# More entries than this are not shown in full where nothing is wrong.
+MANY = 4
 # Lines of what does not repeat.
 MOST = 16
 
@@ -59,11 +61,13 @@ def print_plots(
     from parity.reporters.terminal_runs import lines_of_runs
 
     out = Console(width=WIDTH, highlight=False)
-    chosen = {label: of_cases(run, cases) for label, run in runs.items()}
+    chosen = {label: of_cases(run, cases, label if len(runs) > 1 else "the run") for label, run in runs.items()}
+    # What a person asks for is shown, all of it.
+    brief = not kinds and not cases
     if len(chosen) > 1:
-        lines = list(lines_of_runs(chosen, kinds, theme(dark)))
+        lines = list(lines_of_runs(chosen, kinds, theme(dark), brief=brief))
     else:
-        lines = list(lines_of(next(iter(chosen.values())), kinds, theme(dark)))
+        lines = list(lines_of(next(iter(chosen.values())), kinds, theme(dark), brief=brief))
     if not lines:
         raise UsageError(f"--kind {', '.join(kinds) or 'any'}: there is nothing of it to show in a terminal")
     if any(run["weights"].get("synthetic") for run in chosen.values()):
@@ -72,13 +76,17 @@ def print_plots(
         out.print(plain(line) if out.options.ascii_only else line, soft_wrap=True)
 
 
-def lines_of(run: Run, kinds: Collection[str], colours: Theme) -> Lines:
-    """The plots of one run, entry by entry, section by section."""
+def lines_of(run: Run, kinds: Collection[str], colours: Theme, *, brief: bool = False) -> Lines:
+    """The plots of one run, entry by entry, section by section; `brief`: of many entries, those at parity in a line."""
     # Ranges are many lines; they are shown where they are asked for.
     wanted = {kind: kind in (kinds or SHOWN) for kind in (*SHOWN, "ranges")}
     of_quantized = budget.entries(run)
     accumulated = {(entry["name"], entry["dtype"]) for entry in run["cases"] if entry["mode"] == "accumulated"}
+    brief = brief and len(run["cases"]) > MANY
     for entry in run["cases"]:
+        if brief and entry["verdict"] == "parity":
+            yield _in_short(entry)
+            continue
         # As in files, values are shown as they grow.
         shown = entry["mode"] == "accumulated" or (entry["name"], entry["dtype"]) not in accumulated
         for _, section in drawn(entry):
@@ -97,6 +105,15 @@ def lines_of(run: Run, kinds: Collection[str], colours: Theme) -> Lines:
                 yield title(heading(entry, section))
                 yield from lines
                 yield Text()
+    if brief:
+        yield Text("What is at parity has a line; --case NAME shows all of a case.", "dim")
+
+
+def _in_short(entry: Entry) -> Text:
+    """An entry at parity: its name, and how near to the floor it is."""
+    excesses = [value for row in entry["checkpoints"] if (value := excess_of(row)) is not None]
+    line = Text(cut(" · ".join(heading(entry, drawn(entry)[0][1])[:4]), 54).ljust(55))
+    return line.append(f"parity, excess ≤ {max(excesses, default=0.0):.2f}", "green")
 
 
 def title(parts: Sequence[str]) -> Text:
@@ -123,7 +140,7 @@ def _heatmap(run: Run, section: Section, colours: Theme) -> Lines:
         yield line
     match, suspect = limits(run)
     yield Text(f"· : match, up to {match:g}   s S suspect, up to {suspect:g}   d D # diverged   ! a source", "dim")
-    yield Text("x not finite   / missing   ? uncertain   - skipped", "dim")
+    yield Text("x not finite, or a wrong shape   / missing   ? uncertain   - skipped", "dim")
     yield from _sources(section)
 
 
@@ -164,8 +181,10 @@ def _sources(section: Section) -> Lines:
 
 
 def worst_kinds(kinds: Mapping[Kind, Collection[Row]]) -> list[Kind]:
-    """The few kinds with the largest excess, in order; without those that must be equal bit for bit."""
-    worst = {kind: max(map(rank, rows)) for kind, rows in kinds.items() if rows and not all(map(is_exact, rows))}
+    """The few kinds with the largest excess, in order; without those that must be equal, or have no measured error."""
+    judged = {kind: rows for kind, rows in kinds.items() if not all(map(is_exact, rows))}
+    measured = {kind: rows for kind, rows in judged.items() if any(row.get("rel_rmse") is not None for row in rows)}
+    worst = {kind: max(map(rank, rows)) for kind, rows in measured.items()}
     kept = sorted(worst, key=lambda kind: -worst[kind])[:FEW]
     return [kind for kind in worst if kind in kept]
 
@@ -173,7 +192,8 @@ def worst_kinds(kinds: Mapping[Kind, Collection[Row]]) -> list[Kind]:
 def _errors(section: Section, all_of_them: bool) -> Lines:
     lines, worst = {}, worst_kinds({kind: list(rows.values()) for kind, rows in section.grid.items()})
     for kind, rows in section.grid.items():
-        if kind in worst or (all_of_them and not all(map(is_exact, rows.values()))):
+        measured = bool(points_of(rows, "rel_rmse")) and not all(map(is_exact, rows.values()))
+        if kind in worst or (all_of_them and measured):
             off = any(row["verdict"] in ("suspect", "diverged") for row in rows.values())
             lines[name_of(section, kind)] = (points_of(rows, "rel_rmse"), "red" if off else "blue")
     if lines:

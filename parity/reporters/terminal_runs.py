@@ -22,22 +22,29 @@ from parity.reporters.sparks import (
     two,
     wide,
 )
-from parity.reporters.terminal import FEW, MOST, SHOWN, name_of, title, worst_kinds
+from parity.reporters.terminal import FEW, MANY, MOST, SHOWN, name_of, title, worst_kinds
 from parity.sections import Kind
 
 # Letters of the factor, from much better to much worse.
 LETTERS = ("=", "-", "-", "·", "+", "+", "#")
 
 
-def lines_of_runs(runs: Mapping[str, Run], kinds: Collection[str], colours: Theme) -> Lines:
-    """The plots of what the runs have in common, case by case.
+def lines_of_runs(runs: Mapping[str, Run], kinds: Collection[str], colours: Theme, *, brief: bool = False) -> Lines:
+    """The plots of what the runs have in common, case by case; `brief`: of many, those without a change in a line.
 
     Raises:
         UsageError: they have nothing in common.
     """
     wanted = {kind: kind in (kinds or SHOWN) for kind in SHOWN}
     any_shown = False
-    for one in overlays(runs):
+    found = overlays(runs)
+    for one in found:
+        if brief and len(found) > MANY and not _changed(one):
+            any_shown = True
+            yield Text(cut(" · ".join(part for part in one.heading() if part), 58).ljust(59)).append(
+                "no change", "green"
+            )
+            continue
         plots: list[Lines] = []
         if one.section.grid:
             plots += [_changes(one, colours)] * wanted["heatmap"]
@@ -55,6 +62,20 @@ def lines_of_runs(runs: Mapping[str, Run], kinds: Collection[str], colours: Them
     said = differences(runs)
     if said and any_shown:
         yield Text(cut(said.strip(), 2 * WIDTH))
+
+
+def _changed(one: Overlay) -> bool:
+    """Whether any checkpoint's excess or verdict is another one than in the first run."""
+    first, *others = one.labels
+    rows = {label: {row["name"]: row for row in section.rows} for label, section in one.sections.items()}
+    for label in others:
+        if rows[label].keys() != rows[first].keys():
+            return True
+        for name, before in rows[first].items():
+            factor = change(before, rows[label][name])
+            if before["verdict"] != rows[label][name]["verdict"] or (factor and step_of_change(factor) != 3):
+                return True
+    return False
 
 
 def _changes(one: Overlay, colours: Theme) -> Lines:
