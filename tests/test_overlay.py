@@ -222,6 +222,13 @@ def test_runs_of_different_size_and_detail_share_what_both_have():
     assert "not judged in both runs" in words_of(change_figure(one, LIGHT))
 
 
+def test_rows_that_were_never_made_need_only_a_name_and_a_verdict(tmp_path):
+    runs = pair()
+    rows = runs["new"]["cases"][1]["checkpoints"]
+    runs["new"]["cases"][1]["checkpoints"] = [{"name": row["name"], "verdict": "missing"} for row in rows]
+    assert render_overlays(runs, tmp_path, ("svg",))
+
+
 def test_same_runs_same_bytes_and_nothing_is_overwritten(tmp_path):
     runs = pair()
     [path] = render_overlays(runs, tmp_path / "a", ("png",), kinds=("growth",))

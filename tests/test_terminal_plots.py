@@ -146,6 +146,25 @@ def test_no_color_is_respected(monkeypatch):
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == re.sub(r"\x1b\[[\d;]*m", "", without)
 
 
+@pytest.mark.parametrize("component", ["transformer", "pipeline", "vae"])
+def test_rows_that_were_never_made_need_only_a_name_and_a_verdict(component):
+    run = one(blocks=3, component=component)
+    rows = run["cases"][0]["checkpoints"]
+    bare = [{"name": row["name"], "verdict": "missing"} for row in rows]
+    run["cases"][0]["checkpoints"] = rows[:5] + bare[5:]
+    assert "missing" in " ".join(text(run)) or "/" in " ".join(text(run))
+    both = list(lines_of_runs({"old": one(blocks=3, component=component), "new": run}, (), LIGHT))
+    assert max(len(line.plain) for line in both) <= 80
+
+
+def test_an_empty_run_has_nothing_to_show(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_json(folder / "parity.json", one(blocks=3) | {"cases": []})
+    assert call(["plot", str(folder), "--terminal"]) == 2
+    assert "this run: there is nothing of it to show" in capsys.readouterr().err
+
+
 def test_the_command_prints_and_writes_nothing(tmp_path, capsys):
     run = sample_run.diverged(blocks=3, dtypes=("float32",), cases=("square", "wide"))
     folder = tmp_path / "run"

@@ -69,7 +69,8 @@ def print_plots(
     else:
         lines = list(lines_of(next(iter(chosen.values())), kinds, theme(dark), brief=brief))
     if not lines:
-        raise UsageError(f"--kind {', '.join(kinds) or 'any'}: there is nothing of it to show in a terminal")
+        what = f"--kind {', '.join(kinds)}" if kinds else "this run"
+        raise UsageError(f"{what}: there is nothing of it to show in a terminal")
     if any(run["weights"].get("synthetic") for run in chosen.values()):
         lines.insert(0, Text("Synthetic weights: random numbers, calibrated.", "yellow"))
     for line in lines:
