@@ -199,7 +199,8 @@ def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
 def index_axis(ax: Axes, span: range, unit: str, *, label: bool = True, most: int = 6) -> None:
     """The x axis of a panel over blocks, layers or steps: about `most` ticks, the first and the last among them."""
     first, last = span[0], span[-1]
-    step = next(s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if len(span) <= most * s)
+    steps = (s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if len(span) <= most * s)
+    step = next(steps, 10 ** math.ceil(math.log10(len(span) / most)))
     ticks = [t for t in range(-(-first // step) * step, last + 1, step) if last - t >= 0.6 * step or t == last]
     ax.set_xticks(sorted({*ticks, last, *([first] if not ticks or ticks[0] - first >= 0.6 * step else [])}))
     ax.set_xlim(first - 0.6, last + 0.6)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from parity.cli import call
 from parity.plotstyle import DARK, LIGHT
-from parity.reporters.sparks import BARS, columns_of, plain, scale_of, spark, spark_line
+from parity.reporters.sparks import BARS, axis, columns_of, plain, scale_of, spark, spark_line
 from parity.reporters.terminal import lines_of
 from parity.reporters.terminal_runs import lines_of_runs
 from parity.runfolder import write_json
@@ -114,6 +114,14 @@ def test_columns_hold_every_index_once():
     bins = columns_of(range(5, 135), 60)
     assert [index for column in bins for index in column] == list(range(5, 135))
     assert len(bins) <= 60
+
+
+def test_numbers_on_an_axis_are_whole():
+    for count in (3, 8, 60, 4160):
+        bins = columns_of(range(count), 63)
+        firsts = {column[0] for column in bins}
+        assert {int(number) for number in axis(bins).plain.split()} <= firsts
+        assert len(axis(bins).plain) <= 80
 
 
 def test_in_ascii_nothing_is_lost_but_the_looks():

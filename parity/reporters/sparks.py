@@ -50,8 +50,10 @@ def axis(bins: Sequence[Sequence[int]]) -> Text:
     """Indices above their columns: every ten columns, or all of them where those are wide."""
     line, letters = "", wide(bins)
     for column in range(0, len(bins), 10 if letters == 1 else 1):
-        line = line.ljust(NAME + 1 + letters * column) + str(bins[column][0])
-    return Text(line[:WIDTH], "dim")
+        longer = line.ljust(NAME + 1 + letters * column) + str(bins[column][0])
+        # A number cut off would be another number.
+        line = longer if len(longer) <= WIDTH else line
+    return Text(line, "dim")
 
 
 def spark(values: Sequence[float | None], low: float, high: float) -> str:
