@@ -132,10 +132,10 @@ def _shares(ax: Axes, one: Overlay, colours: Theme) -> None:
     match, suspect = limits(one.runs[one.labels[0]])
     log_axis(ax, [v for line in excesses.values() for v in line] + [match / 10, suspect * 3], along="x", pad=1.6)
     low, high = ax.get_xlim()
-    for value, verdict in ((match, "match"), (suspect, "suspect")):
+    for value, verdict, side, off in ((match, "match", "right", -3), (suspect, "suspect", "left", 3)):
         ax.axvline(value, color=colours.ink, lw=1, ls=(0, (5, 3)))
-        ax.annotate(f"{verdict}: up to {value:g}", (value, 0.03), xycoords=ax.get_xaxis_transform(), xytext=(3, 0),
-                    textcoords="offset points", fontsize=8.5, fontweight="bold", rotation=90, va="bottom",
+        ax.annotate(f"{verdict}: up to {value:g}", (value, 0.03), xycoords=ax.get_xaxis_transform(), xytext=(off, 0),
+                    textcoords="offset points", ha=side, fontsize=8.5, fontweight="bold", rotation=90, va="bottom",
                     bbox={"fc": colours.panel, "ec": "none", "alpha": 0.75, "pad": 1}, zorder=6)  # fmt: skip
     for label, style in styles_of(one, colours).items():
         line = excesses[label]
