@@ -10,6 +10,7 @@ from pathlib import Path
 import browser
 import pytest
 import sample_run
+from test_budget import quantized
 
 from parity.report import report_html
 
@@ -39,12 +40,13 @@ def runs(folder):
         "incomplete": (sample_run.incomplete(blocks=3), None, "#square.float32.isolated/block.01.txt.q"),
         "nonfinite": (sample_run.nonfinite(blocks=3), None, "#square.bfloat16.accumulated/block.02.img.ffn"),
         "pictured": (sample_run.pictured(folder, dtypes=("float32",)), folder, ""),
+        "quantized": (quantized(), None, ""),
         "several": (sample_run.several(), None, "#vae-one.float32.isolated"),
     }
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("kind", ["diverged", "incomplete", "nonfinite", "pictured", "several"])
+@pytest.mark.parametrize("kind", ["diverged", "incomplete", "nonfinite", "pictured", "quantized", "several"])
 def test_no_violation(tmp_path, kind, width):
     run, folder, address = runs(tmp_path)[kind]
     themes = "const button = $('#theme'); for (let n = 0; n < %d; n++) click(button); await sleep(100);"
