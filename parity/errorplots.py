@@ -173,7 +173,7 @@ def heatmap_figure(run: Mapping[str, Any], entry: Entry, section: Section, colou
     ax.set_yticks(range(len(grid)), [cut(name, 22) for name in names_of], fontsize=min(8.5, 470 * deep / len(grid)))
     for stream in section.streams[1:]:
         first = next(i for i, kind in enumerate(grid) if kind[0] == stream)
-        ax.axhline(first - 0.5, color=colours.ink, lw=1.5)
+        divide(ax, first - 0.5, colours)
     if others:
         ax = figure.add_axes((left, 0.145 + room - deep, 0.965 - left, strip))
         cells = {(i % wide, i // wide): row for i, row in enumerate(others)}
@@ -189,6 +189,12 @@ def heatmap_figure(run: Mapping[str, Any], entry: Entry, section: Section, colou
     _heatmap_key(figure, edges, colours, exact=any(map(is_exact, section.rows)))
     footnote(figure, exact_words(section.rows) + left_out(entry, section), colours)
     return figure
+
+
+def divide(ax: Axes, y: float, colours: Theme) -> None:
+    """A line between two streams of a heatmap, seen on light and on dark cells."""
+    ax.axhline(y, color=colours.page, lw=4.5)
+    ax.axhline(y, color=colours.ink, lw=1.5)
 
 
 def _cells(

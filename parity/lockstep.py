@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from parity import worst
+from parity import profiles, worst
 from parity.components.base import DTYPES, Case
 from parity.errors import ParityError, PreconditionError
 from parity.floor import EXACT, floor_of
@@ -61,6 +61,7 @@ class StageResult:
         growth: stage error in and out of the candidate's chain, in relative RMSE.
         stats: side -> full statistics by checkpoint, for the trace.
         pictures: checkpoint -> the reference's and the candidate's, B H W 3 in 0…1, where each port fed itself.
+        profiles: mode -> checkpoint that is no match -> where in the array the error lies.
         seconds: ``SIDE.load``, ``SIDE.run`` of truth, reference and candidate, and ``stage`` for all of it.
     """
 
@@ -68,6 +69,7 @@ class StageResult:
     growth: tuple[float, float] | None = None
     stats: dict[str, dict[str, ArrayStats]] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=dict)
+    profiles: dict[str, dict[str, list[profiles.Axis]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -124,6 +126,7 @@ class _Measured:
     stats: ArrayStats | None = None
     against_reference: Row = field(default_factory=dict)
     worst: list[worst.Element] | None = None
+    profiles: list[profiles.Axis] = field(default_factory=list)
 
 
 class Lockstep:
@@ -208,6 +211,10 @@ class Lockstep:
             "candidate": {name: one.stats for name, one in shown if one.stats is not None},
         }
         result = StageResult(rows, stats=stats, pictures=pictures)
+        result.profiles = {
+            mode: {name: one.profiles for name, one in of_mode.items() if one.profiles}
+            for mode, of_mode in measured.items()
+        }
         if "candidate" in prepared.after and "truth" in prepared.after:
             before, after = chains["reference"], prepared.after["reference"]
             # What a stage hands on as it got it says nothing about the stage.
@@ -327,6 +334,7 @@ class Lockstep:
                 one.mismatches = mismatches(value, right)
             one.error = error(value, right)
             one.worst = worst.of_measured(value, right, one.error, floor)
+            one.profiles = profiles.measure(value, right) if one.worst else []
             far = distance(value, prepared.reference[name])
             one.against_reference = {
                 "rmse": far.rmse, "max_abs": far.max_abs, "max_at": list(far.max_at),

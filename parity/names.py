@@ -38,6 +38,9 @@ _REPEATED = re.compile(
     r"(?P<before>(?:[a-z0-9_]+\.)*?)(?P<unit>block|layer|step)\.(?P<index>\d{2,})\.(?P<stream>(?:img|txt)\.)?(?P<kind>[a-z0-9_.]+)"
 )
 
+# A longer name is no path of ours: its index may have too many digits, its steps may lie too deep in each other.
+LONGEST = 1000
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -58,7 +61,7 @@ class Parts:
 @lru_cache(maxsize=1 << 16)
 def parse(name: str) -> Parts:
     """Take a checkpoint name apart; a name outside of what repeats is its own kind."""
-    match = _REPEATED.fullmatch(name)
+    match = _REPEATED.fullmatch(name) if len(name) <= LONGEST else None
     if match is None:
         return Parts(kind=name)
     if match["unit"] == "step" and (inner := parse(match["kind"])).block is not None:

@@ -3,34 +3,37 @@
 For each case and dtype `ranges` and `growth` (of the accumulated entry, where there is one: those are
 the values that the picture is made of) and the `steps` of a pipeline; for each case, dtype and mode
 `errors` and `heatmap`, and the `budget` of quantized weights. What lies inside a step, and what does
-not repeat, has figures of its own. A figure that would show nothing is not drawn. No pyplot, no
-global state, and the same run gives the same bytes.
+not repeat, has figures of its own. A figure that would show nothing is not drawn. Several runs are
+drawn over one another by overlayplots.py. No pyplot, no global state, and the same run gives the
+same bytes.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from parity import budget
+from parity import budget, overlayplots
 from parity.budgetplots import budget_figure
 from parity.errorplots import errors_figure, heatmap_figure
 from parity.errors import OutputExistsError, UsageError
 from parity.plotstyle import Theme, rc, slug, theme
 from parity.rangeplots import growth_figure, ranges_figure
-from parity.sections import Entry, Section, drawn, is_exact
+from parity.sections import Entry, Section, drawn, is_exact, of_cases
 from parity.sequenceplots import sequence_figure, spans_figure
 from parity.stepcurve import has_steps, steps_figure
 
 Draw = Callable[[Mapping[str, Any], Entry, Section, Theme], Figure]
 Planned = tuple[str, Draw, Entry, Section]
 FORMATS = ("png", "svg")
+KINDS = ("ranges", "growth", "steps", "errors", "heatmap", "budget")
 DPI = 120
 # matplotlib writes the date and its own version otherwise, and the bytes would differ from day to day.
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
@@ -42,8 +45,11 @@ def render_plots(
     formats: Sequence[str] = FORMATS,
     dark: bool = False,
     force: bool = False,
+    *,
+    kinds: Collection[str] = (),
+    cases: Collection[str] = (),
 ) -> list[Path]:
-    """Write every figure of a run into `folder`, such as ``ranges.square.float32.png``.
+    """Write figures of a run into `folder`, such as ``ranges.square.float32.png``.
 
     Args:
         run: a ``parity.json`` of schema 2.
@@ -51,9 +57,65 @@ def render_plots(
         formats: of ``png`` and ``svg``.
         dark: on a dark page; ``.dark`` goes into the names.
         force: replace files that are there.
+        kinds: only these of `KINDS`; all where empty.
+        cases: only cases of these names; all where empty.
 
     Returns:
         the files written, in order.
+
+    Raises:
+        UsageError: an unknown format, a case that the run has not, kinds of which it has nothing to show.
+        OutputExistsError: a file is there and `force` is false; nothing has been written then.
+    """
+    figures = [
+        (name, partial(draw, run, entry, section)) for name, draw, entry, section in plan(of_cases(run, cases), kinds)
+    ]
+    if kinds and not figures:
+        has = list(dict.fromkeys(name.partition(".")[0] for name, *_ in plan(of_cases(run, cases))))
+        raise UsageError(f"{_nothing(kinds)} there is {', '.join(has) or 'none'}")
+    return write_figures(figures, folder, formats, dark, force)
+
+
+def render_overlays(
+    runs: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    formats: Sequence[str] = FORMATS,
+    dark: bool = False,
+    force: bool = False,
+    *,
+    kinds: Collection[str] = (),
+    cases: Collection[str] = (),
+) -> list[Path]:
+    """Write figures of several runs over one another, such as ``overlay.errors.square.float32.isolated.png``.
+
+    Args:
+        runs: by label, see `overlay.named`; the first one is what the others are held against.
+        folder, formats, dark, force, kinds, cases: as for `render_plots`.
+
+    Raises:
+        UsageError: as `render_plots`, or the runs have nothing in common.
+        OutputExistsError: a file is there and `force` is false; nothing has been written then.
+    """
+    chosen = {label: of_cases(run, cases, label) for label, run in runs.items()}
+    figures = overlayplots.plan(chosen, kinds)
+    if not figures:
+        has = list(dict.fromkeys(name.split(".")[1] for name, _ in overlayplots.plan(chosen)))
+        raise UsageError(f"{_nothing(kinds)} of several runs there is {', '.join(has) or 'none'}")
+    return write_figures(figures, folder, formats, dark, force)
+
+
+def _nothing(kinds: Collection[str]) -> str:
+    return f"--kind {', '.join(kinds)}: there is nothing of it to show;"
+
+
+def write_figures(
+    figures: Sequence[tuple[str, Callable[[Theme], Figure]]],
+    folder: Path,
+    formats: Sequence[str] = FORMATS,
+    dark: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Draw figures and write them into `folder`, under their names.
 
     Raises:
         UsageError: an unknown format.
@@ -63,8 +125,8 @@ def render_plots(
     if unknown:
         raise UsageError(f"plot format {unknown[0]!r} is none of {', '.join(FORMATS)}")
     ending = ".dark" if dark else ""
-    figures = [(one, [folder / f"{one[0]}{ending}.{form}" for form in formats]) for one in plan(run)]
-    paths = [path for _, targets in figures for path in targets]
+    planned = [(draw, [folder / f"{name}{ending}.{form}" for form in formats]) for name, draw in figures]
+    paths = [path for _, targets in planned for path in targets]
     there = [path for path in paths if path.exists()]
     if there and not force:
         raise OutputExistsError(f"{there[0]} is already there: choose another folder or add --force")
@@ -73,15 +135,19 @@ def render_plots(
     with matplotlib.rc_context(rc(colours)), warnings.catch_warnings():
         # A name may hold a letter that the font lacks; a box in its place is good enough for a plot.
         warnings.filterwarnings("ignore", message="Glyph")
-        for (_, draw, entry, section), targets in figures:
-            figure = draw(run, entry, section, colours)
+        for draw, targets in planned:
+            figure = draw(colours)
             for path in targets:
                 path.write_bytes(encode(figure, path.suffix[1:]))
     return paths
 
 
-def plan(run: Mapping[str, Any]) -> list[Planned]:
-    """Name, maker, entry and section of each figure of a run, in order."""
+def plan(run: Mapping[str, Any], kinds: Collection[str] = ()) -> list[Planned]:
+    """Name, maker, entry and section of each figure of a run, in order; of some kinds only where `kinds` names them."""
+    return [one for one in _everything(run) if not kinds or one[0].partition(".")[0] in kinds]
+
+
+def _everything(run: Mapping[str, Any]) -> list[Planned]:
     shown: dict[tuple[str, str], Entry] = {}
     for entry in run["cases"]:
         key = (entry["name"], entry["dtype"])

@@ -2,7 +2,8 @@
 
 The colours are Okabe and Ito's, which stay apart for colour-blind readers. The excess scale has
 steps, three below the verdict `match`, two for `suspect`, four above, so that a verdict can be
-read off a cell without a look at the colour bar: blue, amber, red to brown.
+read off a cell without a look at the colour bar: blue, amber, red to brown. `Theme.changes` are
+seven, from much better to much worse.
 matplotlib is imported only by the functions that draw, so that the report can do without it.
 """
 
@@ -48,6 +49,7 @@ class Theme:
     bad: str
     blank: str
     steps: tuple[str, ...]
+    changes: tuple[str, ...]
 
 
 LIGHT = Theme(
@@ -55,12 +57,14 @@ LIGHT = Theme(
     img="#0072b2", txt="#c8660a", step="#a3457e",
     reference="#1c2430", documented="#009e73", bad="#c2410c", blank="#eceff2",
     steps=("#eaf3fa", "#c9e1f2", "#94c4e4", "#fbdc8c", "#f2b134", "#e8702a", "#c2410c", "#8a2a06", "#4d1502"),
+    changes=("#0b4f86", "#4f9bd1", "#b9d9ee", "#f1f3f5", "#fbdc8c", "#e8702a", "#8a2a06"),
 )  # fmt: skip
 DARK = Theme(
     page="#12171d", panel="#171d25", ink="#e8edf3", muted="#9fabb8", grid="#2b343f",
     img="#56b4e9", txt="#f2a65a", step="#e294bd",
     reference="#e8edf3", documented="#2fc596", bad="#ff7a45", blank="#232b35",
     steps=("#17293a", "#1f3f5b", "#2f6390", "#8a6a14", "#c9981f", "#d9541a", "#f4733a", "#ff9f73", "#ffd3bf"),
+    changes=("#8fd0ff", "#3f8fc9", "#1f4a6e", "#232b35", "#7d5f14", "#d9541a", "#ffb38f"),
 )  # fmt: skip
 
 
@@ -185,15 +189,18 @@ def footnote(figure: Figure, text: str, colours: Theme) -> None:
 
 
 def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    """The legend in one line below the title."""
-    figure.legend(handles=list(handles), loc="upper left", bbox_to_anchor=(0.03, 0.897), ncols=len(handles),
+    """The legend in one line below the title, or two where that has too many letters."""
+    letters = sum(len(str(handle.get_label())) + 8 for handle in handles)
+    columns = len(handles) if letters < 210 else math.ceil(len(handles) / 2)
+    figure.legend(handles=list(handles), loc="upper left", bbox_to_anchor=(0.03, 0.897), ncols=columns,
                   columnspacing=1.8, handlelength=1.8)  # fmt: skip
 
 
 def index_axis(ax: Axes, span: range, unit: str, *, label: bool = True, most: int = 6) -> None:
     """The x axis of a panel over blocks, layers or steps: about `most` ticks, the first and the last among them."""
     first, last = span[0], span[-1]
-    step = next(s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if len(span) <= most * s)
+    steps = (s for s in (1, 2, 5, 10, 15, 20, 50, 100, 1000) if len(span) <= most * s)
+    step = next(steps, 10 ** math.ceil(math.log10(len(span) / most)))
     ticks = [t for t in range(-(-first // step) * step, last + 1, step) if last - t >= 0.6 * step or t == last]
     ax.set_xticks(sorted({*ticks, last, *([first] if not ticks or ticks[0] - first >= 0.6 * step else [])}))
     ax.set_xlim(first - 0.6, last + 0.6)

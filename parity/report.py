@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from parity import budgetpage, diagnosispage
+from parity import budgetpage, diagnosispage, health, panelpage
 from parity.errors import OutputExistsError
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
 from parity.rowpack import pack
-from parity.sections import Entry, component_title, estimated, group_of, is_exact
+from parity.sections import Entry, component_title, estimated, group_of, is_exact, spans
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
-ASSETS = ("report.css", "charts.js", "panels.js", "pictures.js", "table.js")
+SCRIPTS = ("charts", "panels", "pictures", "address", "dataflow", "checkpoint", "table")
+ASSETS = ("report.css", *(f"{name}.js" for name in SCRIPTS))
 # More entries than this stand in a table, a case a line.
 CARDS = 16
 # Pictures that stand open where there are many.
@@ -62,7 +63,9 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     """The page, the same for the same run and the same pictures in its `folder`."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
+    panels, unread = panelpage.panels(run, folder)
     run, diagnosis = spell_out(run), diagnosispage.read(folder)
+    alerts, passed = health.examine(run)
     templates = resources.files("parity") / "templates"
     style, *scripts = ((templates / name).read_text(encoding="utf-8") for name in ASSETS)
     script = "".join(scripts)
@@ -75,12 +78,12 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     cards = [card(entry, index) for index, entry in enumerate(run["cases"])]
     return environment.get_template("report.html.j2").render(
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
-        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
+        style=Markup(style), script=Markup(script), style_hash=inline_hash(style), script_hash=inline_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
         budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
         estimated=estimated([row for entry in run["cases"] for row in entry["checkpoints"]]),
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
-        data=Markup(pack(run)),
+        alerts=alerts, passed=passed, unread=spell_out(unread), data=Markup(pack(run, panels)),
     )  # fmt: skip
 
 
@@ -211,17 +214,6 @@ def _named(unit: str, indices: set[int]) -> str:
     return f"{unit}{'s' * (len(indices) > 1)} {spans(indices)}"
 
 
-def spans(numbers: Iterable[int]) -> str:
-    """Numbers in short: ``0–6, 9``."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
-
-
 def first_entry(run: Mapping[str, Any]) -> int:
     """Index of the entry that the page opens with: the one of the first divergence, else the worst verdict."""
     first = run["first_divergence"]
@@ -247,5 +239,6 @@ def _share(counts: Mapping[str, int]) -> Iterator[tuple[str, float, float]]:
         start += width
 
 
-def _hash(text: str) -> str:
+def inline_hash(text: str) -> str:
+    """A style or script as the page's policy names it, so that no other one is taken."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from parity.dataflow import parents_of
 from parity.plotstyle import excess_edges, limits
 from parity.sections import (
     Entry,
@@ -36,8 +37,8 @@ DIGITS = {"cosine": 12}
 PLACES = ("stream", "kind", "where")
 
 
-def pack(run: Mapping[str, Any]) -> str:
-    """All rows by column, as base64 of gzip of JSON."""
+def pack(run: Mapping[str, Any], panels: Mapping[int, Mapping[str, Any]]) -> str:
+    """All rows by column and what there is of single rows (`panelpage`), as base64 of gzip of JSON."""
     rows = [row for entry in run["cases"] for row in entry["checkpoints"]]
     parts = [sections(entry) for entry in run["cases"]]
     places = [place for entry, found in zip(run["cases"], parts, strict=True) for place in _places(entry, found)]
@@ -53,6 +54,7 @@ def pack(run: Mapping[str, Any]) -> str:
         same = ('"="' if a == b else b for a, b in zip(reference, candidate, strict=True))
         columns[f"candidate.{key}"] = f"[{','.join(same)}]"
     columns["flags"] = _numbers(bool(row.get("source")) + 2 * bool(row.get("propagated")) for row in rows)
+    columns["parents"] = _words(",".join(map(str, back)) for entry in run["cases"] for back in parents_of(entry))
     ranges = [row.get("range") or {} for row in rows]
     for key in ("row", "verdict"):
         columns[f"range.{key}"] = _words(item.get(key, "") for item in ranges)
@@ -61,7 +63,8 @@ def pack(run: Mapping[str, Any]) -> str:
     entries = [_entry(run, entry, found) for entry, found in zip(run["cases"], parts, strict=True)]
     head = {"entries": entries, "edges": excess_edges(*limits(run)), "limits": limits(run)}
     body = ",".join(f"{json.dumps(key)}:{column}" for key, column in columns.items())
-    text = f'{{"head":{json.dumps(head)},"columns":{{{body}}}}}'
+    single = json.dumps(panels, separators=(",", ":"))
+    text = f'{{"head":{json.dumps(head)},"columns":{{{body}}},"panels":{single}}}'
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 

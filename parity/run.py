@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from parity import memory, outside, result, run_pictures, trace, workers
+from parity import memory, outside, profiles, result, run_pictures, trace, workers
 from parity.components.base import Case
 from parity.disk import free_on
 from parity.errors import ResourceError
@@ -31,8 +31,9 @@ from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
 from parity.suite import Suite
 
-# Measured: a journal line and its share of parity.json and the traces, per checkpoint and mode.
-BYTES_PER_ROW = 4000
+# Measured: a journal line and its share of parity.json and the traces, per checkpoint and mode; 3,400 bytes of it are
+# the profiles, in the journal and written, of a port that is wrong everywhere.
+BYTES_PER_ROW = 7400
 # Weights above this size keep all cores busy with one unit, and the memory with one stage of it.
 LARGE_BYTES = 1 << 30
 
@@ -269,7 +270,14 @@ def _environment(reference: Port, candidate: Port, jobs: int) -> dict[str, Any]:
 def _entry(stage: str, found: StageResult) -> dict[str, Any]:
     # vars, not asdict: a deep copy of every histogram takes longer than measuring the array did.
     stats = {side: {name: vars(one) for name, one in of.items()} for side, of in found.stats.items()}
-    return {"stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats, "seconds": found.seconds}
+    where = {
+        mode: {name: [axis.packed() for axis in axes] for name, axes in of_mode.items()}
+        for mode, of_mode in found.profiles.items()
+    }
+    return {
+        "stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats, "profiles": where,
+        "seconds": found.seconds,
+    }  # fmt: skip
 
 
 def _cases(job: Job, unit: Unit, lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -311,6 +319,7 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
             "environment": found_in[side],
         }
         trace.write(path / "trace" / unit.key / side, stats, about)
+    profiles.write(path / "trace" / unit.key, (line["profiles"] for line in lines))
 
 
 def _check_room(path: Path, units: list[Unit]) -> None:

@@ -3,8 +3,10 @@
     parity.json            the only truth of a finished run
     diagnosis.json         what `parity diagnose` found
     trace/<unit>/<side>/   manifest.json and stats.parquet of each side of each unit
+    trace/<unit>/          profiles.safetensors, where any of its checkpoints is no match
     pictures/<unit>/       what pipelines made, PNG
     plots/, report.html    made from parity.json
+    comparison.html        what changed since another run
     work/                  plan.json, and per unit <unit>.jsonl (one line a stage) and
                            <unit>.state.safetensors (the chains after the last stage); removed
                            when the run is finished
@@ -33,7 +35,7 @@ from parity.errors import OutputExistsError, UsageError
 
 Chains = dict[str, dict[str, np.ndarray]]
 SCHEMA = 2
-OURS = ("parity.json", "diagnosis.json", "report.html", "trace", "plots", "pictures", "work")
+OURS = ("parity.json", "diagnosis.json", "report.html", "comparison.html", "trace", "plots", "pictures", "work")
 
 
 def to_json(value: Any) -> Any:

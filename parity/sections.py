@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from parity.errors import UsageError
 from parity.names import parse
-from parity.plotstyle import excess_of
+from parity.plotstyle import cut, excess_of
 
 Entry = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -142,6 +143,17 @@ def group_of(name: str) -> tuple[str, dict[str, int]]:
     return _INDEX.sub(r"\1.NN", name), {unit: int(index) for unit, index in _INDEX.findall(name)}
 
 
+def spans(numbers: Iterable[int]) -> str:
+    """Numbers in short: ``0–6, 9``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+
+
 def is_exact(row: Row) -> bool:
     """Whether a checkpoint must equal the reference's bit for bit."""
     return row.get("floor_by") == "exact"
@@ -157,6 +169,20 @@ def estimated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if known := sum(row.get("evidence") == evidence for row in rows):
             said.append(f"known by its {what} alone at {known:,} checkpoints: divergence can be shown, parity can't")
     return said
+
+
+def of_cases(run: Mapping[str, Any], names: Collection[str], who: str = "the run") -> Mapping[str, Any]:
+    """The run with the entries of some cases only; all of them where `names` is empty. `who` is it in messages.
+
+    Raises:
+        UsageError: the run has no case of that name.
+    """
+    known = list(dict.fromkeys(entry["name"] for entry in run["cases"]))
+    for name in names:
+        if name not in known:
+            has = ", ".join(cut(one, 40) for one in known[:8]) + " …" * (len(known) > 8)
+            raise UsageError(f"--case {cut(name, 80)}: {who} has no such case; it has {has or 'none at all'}")
+    return {**run, "cases": [entry for entry in run["cases"] if entry["name"] in names]} if names else run
 
 
 def sections(entry: Entry) -> list[Section]:

@@ -73,7 +73,7 @@ def sequence_figure(run: Mapping[str, Any], entry: Entry, section: Section, colo
     panels = {"relative RMSE": error, "excess: error over floor": excess}
     if _columns(len(rows)) == 3 or all(map(is_exact, rows)):
         del panels["relative RMSE"]
-    _layout(figure, rows, section, panels, colours)
+    layout(figure, rows, section, panels, colours)
     labels = ("match", f"suspect, above {match:g}", f"diverged, above {suspect:g}")
     key(figure, [
         *(Line2D([], [], color=colour, marker=mark, lw=2, ms=4.5, label=label)
@@ -111,7 +111,7 @@ def spans_figure(run: Mapping[str, Any], entry: Entry, section: Section, colours
         ax.plot([0.98] * len(broken), broken, "x", color=colours.bad, ms=6, mew=1.8, zorder=5,
                 transform=ax.get_yaxis_transform())  # fmt: skip
 
-    _layout(figure, rows, section, {"value": span}, colours, behind=0.01)
+    layout(figure, rows, section, {"value": span}, colours, behind=0.01)
     known = any(row.get("range") for row in rows)
     key(figure, [
         Patch(color=colours.img, alpha=0.5, lw=0, label="candidate"),
@@ -157,7 +157,7 @@ def _size(deep: int) -> float:
     return min(8.5, max(5.5, 300 / deep))
 
 
-def _layout(
+def layout(
     figure: Figure,
     rows: Sequence[Row],
     section: Section,

@@ -17,6 +17,7 @@ import numpy as np
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 # Histogram of log2 |x|: one bin a binade, 2^-40 … 2^40, with one more at each end.
 HISTOGRAM_LOW, HISTOGRAM_HIGH = -40, 40
+BINADES = HISTOGRAM_HIGH - HISTOGRAM_LOW + 2
 _EDGES = np.ldexp(np.float32(1), np.arange(HISTOGRAM_LOW, HISTOGRAM_HIGH + 1)).astype(np.float32)
 # Arrays are measured in slices of this many elements: they stay in the cache, a large array costs no second
 # copy, and OpenBLAS computes a dot product of this length at once instead of waking its threads (50 times slower).

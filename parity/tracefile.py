@@ -24,9 +24,10 @@ from parity.components import COMPONENTS
 from parity.errors import UsageError, WeightsError
 from parity.names import BLOCK_KINDS, GUIDE_KINDS
 from parity.names import parse as parts_of
+from parity.parquet_footer import Footer, read_footer
 from parity.safetensors_header import and_more, json_file, read_header, shown
 from parity.sketch import DEFAULT, Spec
-from parity.stats import describe
+from parity.stats import BINADES, describe
 from parity.tensors import NUMPY, all_mapped
 from parity.trace import Floor
 
@@ -188,9 +189,10 @@ def _read_stats(path: Path, label: str) -> dict[str, dict[str, Any]]:
         size = path.stat().st_size
         if size > STATS_BYTES:
             raise UsageError(f"{label}: {size} bytes, against a limit of {STATS_BYTES}")
+        if problem := _size_problem(read_footer(path)):
+            raise UsageError(f"{label}: {problem}")
         with pq.ParquetFile(path, **_FOOTER) as file:
-            problem = _parquet_problem(file)
-            if problem:
+            if problem := _column_problem(file):
                 raise UsageError(f"{label}: {problem}")
             golden = [one for one in _FLOORS if one in file.schema_arrow.names]
             rows = [row for batch in file.iter_batches(4096, columns=_READ + golden) for row in batch.to_pylist()]
@@ -209,19 +211,57 @@ def _read_stats(path: Path, label: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _parquet_problem(file: pq.ParquetFile) -> str:
-    meta = file.metadata
-    if meta.num_rows > ROWS:
-        return f"{meta.num_rows} rows, against a limit of {ROWS}"
-    unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-    if not 0 <= unpacked <= STATS_BYTES:
-        return f"{unpacked} bytes unpacked, against a limit of {STATS_BYTES}"
-    for i in range(meta.num_row_groups):
-        group = meta.row_group(i)
-        for column in (group.column(j) for j in range(group.num_columns)):
-            # A run of equal values is short in the file, however many there are.
-            if column.num_values > VALUES and not column.path_in_schema.startswith("histogram"):
-                return f"{column.num_values} values in {shown(column.path_in_schema)}, against a limit of {VALUES}"
+def histograms(folder: Path, names: Collection[str]) -> tuple[str, dict[str, list[int]]]:
+    """Histograms of one side's trace (`parity.stats.ArrayStats.histogram`), and the mode that it is of.
+
+    Args:
+        folder: of the trace.
+        names: of the checkpoints that are wanted; those without a histogram are left out.
+
+    Raises:
+        UsageError: unfinished, too large, or not what `parity.trace` writes.
+    """
+    label = shown("/".join(folder.parts[-2:]))
+    try:
+        mode = str(json_file(folder / trace.MANIFEST).get("mode"))
+        if (size := (folder / trace.STATS).stat().st_size) > STATS_BYTES:
+            raise ValueError(f"{size} bytes, against a limit of {STATS_BYTES}")
+        footer = read_footer(folder / trace.STATS)
+        if problem := _size_problem(footer) or _histogram_problem(footer):
+            raise ValueError(problem)
+        with pq.ParquetFile(folder / trace.STATS, **_FOOTER) as file:
+            if problem := _column_problem(file):
+                raise ValueError(problem)
+            batches = file.iter_batches(4096, columns=["name", "histogram"])
+            rows = [row for batch in batches for row in batch.to_pylist() if row["name"] in names]
+    except OSError as error:
+        raise UsageError(f"{label}: cannot be read ({_words(error)})") from None
+    except (pa.ArrowException, ValueError, OverflowError, UnicodeDecodeError) as error:
+        raise UsageError(f"{label}: {trace.STATS} is garbled ({_words(error)})") from None
+    whole = [row for row in rows if row["histogram"] and len(row["histogram"]) == BINADES]
+    return mode, {row["name"]: row["histogram"] for row in whole if None not in row["histogram"]}
+
+
+def _histogram_problem(footer: Footer) -> str:
+    for column, count in footer.values.items():
+        if column.startswith("histogram") and count > footer.rows * BINADES:
+            return f"{count} values in histograms of {footer.rows} rows"
+    return ""
+
+
+def _size_problem(footer: Footer) -> str:
+    if footer.rows > ROWS:
+        return f"{footer.rows} rows, against a limit of {ROWS}"
+    if footer.unpacked > STATS_BYTES:
+        return f"{footer.unpacked} bytes unpacked, against a limit of {STATS_BYTES}"
+    for column, count in footer.values.items():
+        # A run of equal values is short in the file, however many there are.
+        if count > VALUES and not column.startswith("histogram"):
+            return f"{count} values in {shown(column)}, against a limit of {VALUES}"
+    return ""
+
+
+def _column_problem(file: pq.ParquetFile) -> str:
     types = {one.name: one.type for one in file.schema_arrow}
     golden = bool(set(_FLOORS) & set(types))
     for one in (*trace.COLUMNS, *(trace.FLOOR_COLUMNS if golden else ())):

@@ -19,6 +19,7 @@ from parity.components.scheduler import scheduler_graph
 from parity.components.text import text_graph
 from parity.components.vae import vae_graph
 from parity.components.vision import vision_graph
+from parity.listed import listed
 from parity.names import Graph, Parts, parse, qwen_image_transformer
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
@@ -73,10 +74,11 @@ def clean(
     """A run at parity: every case in every dtype, isolated and accumulated."""
     draw = random.Random(seed)
     names = graph_of(component, blocks, level, steps, inside)
+    written = listed(names)
     entries = [
         {
             "name": case, "mode": mode, "dtype": dtype, "component": component, "verdict": "parity", "counts": {},
-            "sources": [], "inputs": INPUTS[component] | {"seed": seed},
+            "graph": written, "sources": [], "inputs": INPUTS[component] | {"seed": seed},
             "amplification": {s: draw.uniform(0.8, 1.3) for s in names.stages} if mode == "accumulated" else None,
             "checkpoints": [_row(draw, n, names, blocks, dtype, mode) for n in names.expected],
         }

@@ -21,6 +21,11 @@ def test_names_are_taken_apart():
     assert parse("norm_out.mod") == Parts("norm_out.mod")
 
 
+@pytest.mark.parametrize("name", ["block." + "9" * 9000 + ".img.x", "step.00." * 1300 + "x"])
+def test_a_name_too_long_to_be_one_is_its_own_kind(name):
+    assert parse(name) == Parts(kind=name)
+
+
 def test_block_names_sort_in_order_of_the_blocks():
     stages = [block_stage(i) for i in range(60)]
     assert stages == sorted(stages)

@@ -93,14 +93,14 @@ def test_pictures_have_tabs_and_all_are_side_by_side(browse, tmp_path):
     assert console == []
     viewer = dom[dom.index('class="viewer"') :].partition("</details>")[0]
     assert re.search(r'<div class="tabs" role="tablist"[^>]*>', viewer)[0].count("hidden") == 0
-    assert re.findall(r'aria-selected="(\w+)"', viewer) == ["true", "false", "false", "false"]
-    assert re.findall(r'tabindex="(-?\d)"', viewer) == ["0", "-1", "-1", "-1", "0"]
+    assert re.findall(r'aria-selected="(\w+)"', viewer) == ["true", "false", "false", "false", "false"]
+    assert re.findall(r'tabindex="(-?\d)"', viewer) == ["0", "-1", "-1", "-1", "-1", "0"]
 
 
 def test_the_check_itself_hears_the_console(browse, monkeypatch):
     from parity import report
 
-    monkeypatch.setattr(report, "pack", lambda run: "no gzip")
+    monkeypatch.setattr(report, "pack", lambda run, panels: "no gzip")
     dom, console = browse(sample_run.clean(blocks=2, dtypes=("float32",)))
     assert "could not be read" in dom
     assert console

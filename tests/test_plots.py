@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import sample_run
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from parity.errorplots import errors_figure, heatmap_figure
 from parity.errors import OutputExistsError, UsageError
 from parity.plots import plan, render_plots
-from parity.plotstyle import LIGHT, excess_edges, excess_of, ink_on, short, slug, step_of, visible
+from parity.plotstyle import LIGHT, excess_edges, excess_of, index_axis, ink_on, short, slug, step_of, visible
 from parity.rangeplots import growth_figure, ranges_figure
 from parity.sections import main_of, sections
 from parity.sequenceplots import MOST, sequence_figure, spans_figure
@@ -258,6 +259,16 @@ def test_steps_start_where_the_first_of_them_is_done():
     [picture] = cells.images
     assert tuple(picture.get_extent()[:2]) == (4.5, 7.5)
     assert picture.get_array().shape[1] == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 60, 3999, 4001, 99_999])
+def test_an_axis_has_few_ticks_and_its_ends_for_any_number_of_blocks(count):
+    ax = Figure().add_subplot()
+    index_axis(ax, range(count), "block", most=4)
+    ticks = ax.get_xticks().tolist()
+    assert ticks[0] == 0
+    assert ticks[-1] == count - 1
+    assert len(ticks) <= 6
 
 
 def test_what_must_be_equal_is_marked_and_counted():

@@ -26,7 +26,7 @@ from parity.report import (
 )
 
 SMALL = {"blocks": 2, "dtypes": ("float32",)}
-SCRIPTS = ("charts.js", "panels.js", "pictures.js", "table.js")
+SCRIPTS = ("charts.js", "panels.js", "pictures.js", "address.js", "dataflow.js", "checkpoint.js", "table.js")
 
 
 class Page(HTMLParser):
@@ -275,8 +275,9 @@ def test_few_entries_are_cards_and_many_a_table():
     for page, table in ((few, False), (many, True)):
         classes = [value for key, value in page.attributes if key == "class"]
         assert ("matrix" in classes) == table
-        entries = sorted(int(value) for key, value in page.attributes if key == "data-entry")
-        assert entries == list(range(12 * (1 + table)))
+        entries = {int(value) for key, value in page.attributes if key == "data-entry"}
+        assert entries == set(range(12 * (1 + table)))
+        assert sum("card" in value.split() for value in classes) == len(entries)
         assert {"text encoder", "vision tower", "VAE", "scheduler", "pipeline"} <= set(page.text)
 
 
@@ -365,3 +366,18 @@ def test_hostile_text_in_pictures_stays_text(tmp_path):
     case["inputs"]["prompts"] = [sample_run.HOSTILE]
     case["component"] = sample_run.HOSTILE
     assert_nothing_foreign(report_html(run, tmp_path))
+
+
+def test_health_alerts_lead_to_their_checkpoints_and_passed_checks_are_named():
+    run = sample_run.nonfinite(**SMALL)
+    page = Page(report_html(run))
+    text = "".join(page.text)
+    assert "NaN or infinity in the candidate" in text
+    assert "12 NaN and 0 infinite values, none in the reference" in text
+    assert "checks passed" in text
+    linked = {value for key, value in page.attributes if key == "data-name"}
+    assert {"block.01.img.ffn", "block.01.txt.out"} <= linked
+    assert ("class", "alert error") in page.attributes
+    clean = Page(report_html(sample_run.clean(**SMALL)))
+    assert ("class", "alert error") not in clean.attributes
+    assert "No NaN or infinity in the candidate" in "".join(clean.text)

@@ -1,32 +1,60 @@
-"""``parity plot``: draw the plots of a finished run."""
+"""``parity plot``: draw the plots of finished runs, into files or in the terminal."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from parity.errors import UsageError
+from parity.overlay import named
 from parity.runfolder import read_run
+
+Kind = Literal["ranges", "growth", "steps", "errors", "heatmap", "budget"]
 
 
 def plot(
     run: Path,
     /,
-    *,
+    *more: Path,
+    kind: Annotated[tuple[Kind, ...], Parameter(negative=(), help="only plots of this kind; repeatable")] = (),
+    case: Annotated[tuple[str, ...], Parameter(negative=(), help="only of this case; repeatable")] = (),
+    terminal: Annotated[bool, Parameter(negative=(), help="print them, 80 columns wide; no files are written")] = False,
     out: Annotated[Path | None, Parameter(help="folder for the plots; default RUN/plots")] = None,
+    format: Annotated[tuple[Literal["png", "svg"], ...], Parameter(negative=(), help="default both; repeatable")] = (),
     dark: Annotated[bool, Parameter(negative=(), help="light lines on a dark ground")] = False,
     force: Annotated[bool, Parameter(negative=(), help="overwrite plots that are there")] = False,
 ) -> int:
     """Draw the plots of a finished run as PNG and SVG, and print their paths.
 
+    Several runs are drawn over one another, case by case: before and after a fix, two versions of
+    a library, two machines. A heatmap then shows where a run is better or worse than the first one.
+
     Parameters
     ----------
     run
         the run folder.
+    more
+        further run folders, to be drawn over the first one.
     """
-    from parity.plots import render_plots
+    folders = [run, *more]
+    runs = [read_run(folder) for folder in folders]
+    if terminal:
+        if out or format or force:
+            raise UsageError("--terminal writes no files: leave out --out, --format and --force")
+        from parity.reporters.terminal import print_plots
 
-    for path in render_plots(read_run(run), out or run / "plots", dark=dark, force=force):
+        print_plots(named(folders, runs), kind, case, dark=dark)
+        return 0
+    from parity.plots import FORMATS, render_overlays, render_plots
+
+    options = {"formats": format or FORMATS, "dark": dark, "force": force, "kinds": kind, "cases": case}
+    target = out or run / "plots"
+    if more:
+        paths = render_overlays(named(folders, runs), target, **options)
+    else:
+        paths = render_plots(runs[0], target, **options)
+    for path in paths:
         print(path)
     return 0

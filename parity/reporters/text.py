@@ -187,15 +187,17 @@ def _in_more(places: Sequence[Mapping[str, int]]) -> str:
 
 def markdown(run: Mapping[str, Any]) -> str:
     """The result of a run as Markdown, for a comment or a step summary."""
-    lines = [f"**{_plain(run['sentence'])}**", ""]
+    lines = [f"**{plain_markdown(run['sentence'])}**", ""]
     if run["weights"]["synthetic"]:
         lines += [f"Synthetic weights: {code(run['weights']['preset'])}.", ""]
     several = len(set(map(component_title, run["cases"]))) > 1
-    lines += _rows([({"component": component_title(case)} if several else {}) | figures(case) for case in run["cases"]])
+    lines += markdown_table(
+        [({"component": component_title(case)} if several else {}) | figures(case) for case in run["cases"]]
+    )
     if pictures := pictures_of(run):
-        lines += ["", "Pictures, on 0–255; mean and std of reference → candidate:", "", *_rows(pictures)]
+        lines += ["", "Pictures, on 0–255; mean and std of reference → candidate:", "", *markdown_table(pictures)]
     if lines_of_budget := budget.table(run):
-        lines += ["", f"Error budget, {budget.about(run)}:", "", *_rows(lines_of_budget)]
+        lines += ["", f"Error budget, {budget.about(run)}:", "", *markdown_table(lines_of_budget)]
     if said := estimated([row for case in run["cases"] for row in case["checkpoints"]]):
         lines += ["", *(f"{line}." for line in said)]
     sources = source_lines(run["cases"])
@@ -207,12 +209,12 @@ def code(text: object) -> str:
     return f"`{printable(text).replace('`', chr(39))}`"
 
 
-def _plain(text: object) -> str:
+def plain_markdown(text: object) -> str:
     """Text that opens no tag, no cell and no line of its own."""
     return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "&#96;").replace("|", "\\|")
 
 
-def _rows(lines: Sequence[Mapping[str, str]]) -> list[str]:
+def markdown_table(lines: Sequence[Mapping[str, str]]) -> list[str]:
     """A Markdown table; a bar in a name does not open a cell, and a bracket no tag."""
     head = ["| " + " | ".join(lines[0]) + " |", "|" + "---|" * len(lines[0])]
-    return head + ["| " + " | ".join(map(_plain, line.values())) + " |" for line in lines]
+    return head + ["| " + " | ".join(map(plain_markdown, line.values())) + " |" for line in lines]

@@ -6,12 +6,12 @@ const STATS = ["min", "max", "mean", "std", "rms", "absmax", "nan", "inf", "head
 const MEASURES = [["rel_rmse", "relative RMSE"], ["floor", "floor"], ["excess", "excess"], ["peak_excess", "peak excess"],
   ["rmse", "RMSE"], ["max_abs", "largest difference"], ["max_at", "at index"], ["cosine", "cosine"], ["psnr", "PSNR, dB"], ["mismatches", "unequal values"]];
 const UNJUDGED = { missing: "M0 6L6 0", uncertain: "M0 6L6 0M0 0L6 6", skipped: "M0 3L6 3" };
-const WORDS = ["name", "stage", "shape", "dtype", "verdict", "reason", "floor_by", "max_at", "stream", "kind", "where"];
+const WORDS = ["name", "stage", "shape", "dtype", "verdict", "reason", "floor_by", "max_at", "stream", "kind", "where", "parents"];
 
 async function decode(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const { head, columns } = await new Response(stream).json();
+  const { head, columns, panels } = await new Response(stream).json();
   const words = (key) => { const [list, codes] = columns[key]; return (i) => list[codes[i]]; };
   const read = Object.fromEntries([...WORDS, "range.row", "range.verdict"].map((key) => [key, words(key)]));
   const rows = [];
@@ -19,7 +19,7 @@ async function decode(text) {
     entry.start = rows.length;
     for (let n = 0; n < entry.rows; n++) rows.push(rowOf(rows.length, which, entry, columns, read));
   });
-  return { ...head, rows };
+  return { ...head, rows, panels };
 }
 
 function rowOf(i, which, entry, columns, read) {

@@ -14,7 +14,8 @@ const rangeText = (range) => (range ? `${short(number(range.low))} … ${short(n
 
 function start(data) {
   const byId = (id) => document.getElementById(id), form = byId("filters"), table = byId("rows"), pager = byId("pager");
-  const state = { entry: 0, part: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [] };
+  const state = { entry: 0, part: 0, page: 0, sort: 0, down: false, open: new Set(), kind: null, found: [], chosen: null, stage: "" };
+  const first = Number(document.querySelector('.card[aria-pressed="true"]')?.dataset.entry || 0);
 
   function matches(row, want) {
     const text = want.search.trim().toLowerCase();
@@ -63,21 +64,28 @@ function start(data) {
   }
 
   function detail(row) {
+    const tr = facts(row);
+    // Charts are as wide as their place, so they are drawn once it is in the page.
+    queueMicrotask(() => drawPanel(data, row, make("div", { class: "panels" }, tr.firstChild)));
+    return tr;
+  }
+
+  function facts(row) {
     // Columns that a narrow window hides must not be counted, or empty ones take their place.
     const shown = [...head.children].filter((th) => getComputedStyle(th).display !== "none").length;
     const tr = make("tr", { class: "detail" }), box = make("div", { class: "columns" }, make("td", { colspan: shown }, tr));
-    const facts = (title, pairs) => {
+    const say = (title, pairs) => {
       const block = make("div", {}, box), list = (make("h3", {}, block, title), make("dl", {}, block));
       for (const [key, value] of pairs) { make("dt", {}, list, key); make("bdi", {}, make("dd", {}, list), value === "" ? "—" : value); }
     };
-    facts("What", [["verdict", row.verdict], ["reason", row.reason], ["stage", row.stage], ["shape", row.shape], ["dtype", row.dtype],
+    say("What", [["verdict", row.verdict], ["reason", row.reason], ["stage", row.stage], ["shape", row.shape], ["dtype", row.dtype],
       ["entry", `${row.entry.name} · ${row.entry.dtype} · ${row.entry.mode}`], ["role", row.source ? "source of a divergence" : row.propagated ? "propagated" : ""]]);
-    facts("Error", [...MEASURES.filter(([key]) => key !== "mismatches" || row.exact).map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
+    say("Error", [...MEASURES.filter(([key]) => key !== "mismatches" || row.exact).map(([key, title]) => [title, format(row[key])]), ["floor set by", row.floor_by]]);
     const values = make("div", {}, box), list = (make("h3", {}, values, "Values"), make("table", {}, values));
     const line = (cells, tag) => { const tr = make("tr", {}, list); cells.forEach((text, k) => make(k ? tag : "th", k ? { class: "number" } : { scope: tag === "th" ? "col" : "row" }, tr, text)); };
-    line(["", "reference", "candidate"], "th");
+    line(["figure", "reference", "candidate"], "th");
     for (const key of STATS) line([key, format(row.reference[key]), format(row.candidate[key])], "td");
-    if (row.range) facts("Documented range", [["row", row.range.row], ["from", format(row.range.low)], ["to", format(row.range.high)], ["verdict", row.range.verdict], ["factor", format(row.range.factor)]]);
+    if (row.range) say("Documented range", [["row", row.range.row], ["from", format(row.range.low)], ["to", format(row.range.high)], ["verdict", row.range.verdict], ["factor", format(row.range.factor)]]);
     return tr;
   }
 
@@ -90,13 +98,47 @@ function start(data) {
   }
   const entryFilter = (which) => (({ name, dtype, mode }) => ({ name, dtype, mode }))(data.entries[which]);
 
-  function openRow(i) {
-    const row = data.rows[i];
+  // Selects by way of the address, so that it can be sent, and Back undoes it.
+  function select(entry, row) {
+    const address = addressOf(entry, row);
+    if (location.hash === address) followAddress(); else location.hash = address;
+  }
+  const openRow = (i) => select(data.rows[i].entry, data.rows[i]);
+
+  function followAddress() {
+    const parts = addressParts(location.hash);
+    if (!parts.length && location.hash.length > 1) return;
+    const found = parts.length ? selectionOf(data, parts, state.entry) : { which: first, row: null };
+    byId("lost").hidden = Boolean(found);
+    byId("lost").textContent = found ? "" : `The address names ${parts.join(", ")}, which this run does not have.`;
+    if (found && found.row) showRow(found.row);
+    else if (found) { state.open.clear(); state.chosen = null; choose(found.which, parts.length > 0); if (!parts.length) form.reset(); }
+  }
+
+  function showRow(row) {
+    state.chosen = row;
+    if (row.repeats) state.kind = row.kind;
+    if (state.entry !== row.which) choose(row.which);
+    chooseStage(row.entry);
+    state.part = row.section;
+    byId("part").value = String(row.section);
     setFilters({ ...entryFilter(row.which), search: row.name });
-    state.open.add(i);
+    state.open = new Set([row.i]);
     refresh();
+    state.page = Math.floor(state.found.indexOf(row) / PAGE);
+    if (state.page) refresh();
+    draw();
     byId("checkpoints").scrollIntoView();
-    focusRow(i);
+    focusRow(row.i);
+  }
+
+  // The cell of what is selected, drawn over its neighbours.
+  function markChosen() {
+    for (const cell of document.querySelectorAll(".chosen")) cell.classList.remove("chosen");
+    const cell = state.chosen && document.querySelector(`#figures [data-row="${state.chosen.i}"]`);
+    if (!cell) return;
+    cell.classList.add("chosen");
+    cell.parentNode.insertBefore(cell, cell.parentNode.querySelector("g, text"));
   }
 
   function draw() {
@@ -108,7 +150,27 @@ function start(data) {
     select.value = state.kind;
     byId("kindname").textContent = state.kind;
     byId("shown").textContent = `${entry.component} · ${entry.name} · ${entry.dtype} · ${entry.mode}`;
-    drawSection(data, entry, section, rows, state.kind, openRow);
+    if (rows.length) drawSection(data, entry, section, rows, state.kind, openRow);
+    sayIfEmpty(rows.length ? "" : "This entry has no checkpoints: nothing was recorded of it.");
+    markChosen();
+    drawFlow(data, entry, state.stage, state.chosen);
+  }
+
+  function sayIfEmpty(words) {
+    byId("message").textContent = words;
+    byId("message").hidden = !words;
+    byId("figures").hidden = Boolean(words);
+  }
+
+  // The stage of what is selected, else of the first source, else the largest one of what repeats.
+  function chooseStage(entry) {
+    const rows = data.rows.slice(entry.start, entry.start + entry.rows), sizes = new Map();
+    const repeats = rows.some((row) => row.repeats);
+    for (const row of rows) if (row.repeats || !repeats) sizes.set(row.stage, (sizes.get(row.stage) || 0) + 1);
+    const largest = [...sizes].reduce((best, one) => (one[1] > best[1] ? one : best), ["", 0])[0];
+    const at = state.chosen?.entry === entry ? state.chosen : rows.find((row) => row.source);
+    state.stage = at ? at.stage : largest;
+    offerStages(data, entry, state.stage);
   }
 
   function offerParts(entry) {
@@ -123,6 +185,7 @@ function start(data) {
   function choose(which, filter) {
     state.entry = which;
     offerParts(data.entries[which]);
+    chooseStage(data.entries[which]);
     document.querySelectorAll(".card").forEach((card) => card.setAttribute("aria-pressed", String(Number(card.dataset.entry) === which)));
     if (filter) { setFilters(entryFilter(which)); refresh(); }
     draw();
@@ -155,8 +218,9 @@ function start(data) {
     if (next) { event.preventDefault(); next.focus(); }
   };
   byId("part").onchange = (event) => { state.part = Number(event.target.value); draw(); };
+  byId("stage").onchange = (event) => { state.stage = event.target.value; draw(); };
   byId("kind").onchange = (event) => { state.kind = event.target.value; draw(); };
-  document.querySelectorAll(".card").forEach((card) => { card.onclick = () => choose(Number(card.dataset.entry), true); });
+  document.querySelectorAll(".card").forEach((card) => { card.onclick = () => select(data.entries[Number(card.dataset.entry)], null); });
   document.querySelectorAll(".jump").forEach((link) => { link.onclick = (event) => {
     event.preventDefault();
     const { entry, name, search } = link.dataset;
@@ -167,12 +231,15 @@ function start(data) {
     byId("checkpoints").scrollIntoView();
   }; });
   table.classList.toggle("undocumented", !data.rows.some((row) => row.range));
-  for (const node of [form, table, byId("figures")]) node.hidden = false;
-  byId("message").hidden = true;
+  for (const node of [form, table]) node.hidden = false;
+  sayIfEmpty(data.entries.length ? "" : "This run has no entries: it was cut off before one was finished, or nothing was asked for.");
   let timer = 0;
   addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(() => { draw(); refresh(); }, 120); });
-  const pressed = document.querySelector('.card[aria-pressed="true"]');
-  if (pressed) choose(Number(pressed.dataset.entry), true); else refresh();
+  watchKeys(data, () => state.chosen, select);
+  if (!data.entries.length) return refresh();
+  choose(first, true);
+  addEventListener("hashchange", followAddress);
+  if (location.hash.length > 1) followAddress();
 }
 
 function theme() {

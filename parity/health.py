@@ -1,0 +1,351 @@
+"""Health alerts: what figures of a run are unhealthy by themselves, whatever the verdicts say.
+
+A pure function of a ``parity.json`` dict, which may be an old one or from elsewhere: figures that are not
+there are not looked at, text in place of a number is none. A check that looked at nothing is neither an
+alert nor passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parity.sections import group_of, spans
+
+SEVERITIES = ("error", "warning", "note")
+# Below this headroom, one more residual or a larger prompt overflows; a healthy port in bfloat16 has 1e30.
+HEADROOM = 10.0
+# Groups of names that an alert lists; the others are counted.
+MOST_NAMES = 12
+# Largest finite and smallest normal number.
+_LIMITS = {
+    "float16": (65504.0, 2.0**-14), "bfloat16": (3.3895313892515355e38, 2.0**-126),
+    "float32": (3.4028234663852886e38, 2.0**-126), "float64": (1.7976931348623157e308, 2.0**-1022),
+}  # fmt: skip
+_WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+Stats = Mapping[str, Any]
+# How bad (0: not at all), and the figures in words.
+Finding = tuple[float, str]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A checkpoint's figures as far as they are usable."""
+
+    row: Mapping[str, Any]
+    reference: Stats
+    candidate: Stats
+
+    @property
+    def dtype(self) -> str | None:
+        """The candidate's, where it is a floating-point one."""
+        found = self.row.get("dtype")
+        return found if isinstance(found, str) and found in _LIMITS else None
+
+    @property
+    def reference_dtype(self) -> str | None:
+        """The reference's: headroom times absmax is its largest number; else the candidate's."""
+        headroom, absmax = number(self.reference.get("headroom")), number(self.reference.get("absmax"))
+        if headroom is None or absmax is None:
+            return self.dtype
+        told = [name for name, (most, _) in _LIMITS.items() if math.isclose(headroom * absmax, most, rel_tol=1e-5)]
+        return told[0] if told else self.dtype
+
+
+@dataclass(frozen=True)
+class _Check:
+    code: str
+    severity: str
+    title: str
+    passed: str
+    advice: str
+    look: Callable[[_Row], Finding | None]
+
+
+@dataclass
+class _Seen:
+    """What a check found: rows looked at, and of the unhealthy ones the names by group and the worst."""
+
+    looked: int = 0
+    bad: int = 0
+    worst: float = 0.0
+    words: str = ""
+    where: str = ""
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def alerts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is unhealthy in a run, the severe first.
+
+    Args:
+        run: a ``parity.json`` dict, or anything that was read in its place.
+
+    Returns:
+        dicts of `code` (stable), `severity` (``error``, ``warning``, ``note``), `title`, `text` (figures of the
+        worst place, and what to do), `looked` and `bad` (checkpoints, over all entries), `names` and `more`.
+        `names` holds up to `MOST_NAMES` groups ``{group, where, first, entry, entries, count}``: the name
+        with its indices taken out, the indices in words, the first name, the index in ``run["cases"]`` of the
+        entry that it is in, labels of all entries, checkpoints; `more` counts the groups left out. Text is as
+        the run holds it: to be escaped where it is shown.
+    """
+    return examine(run)[0]
+
+
+def passed(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The checks that looked at something and found nothing: `code`, `title`, `looked`."""
+    return examine(run)[1]
+
+
+def examine(run: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`alerts` and `passed`, looking once."""
+    examined = _examined(run)
+    fine = [(check, seen.looked) for check, seen in examined if seen.looked and not seen.bad]
+    return (
+        [_alert(check, seen) for check, seen in examined if seen.bad],
+        [{"code": check.code, "title": check.passed, "looked": looked} for check, looked in fine],
+    )
+
+
+def number(value: Any) -> float | None:
+    """A figure of ``parity.json``, NaN and infinities spelled out or not; None for what is no number."""
+    if isinstance(value, str):
+        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _examined(run: Mapping[str, Any]) -> list[tuple[_Check, _Seen]]:
+    seen = [_Seen() for _ in CHECKS]
+    for index, label, one in _rows(run):
+        for check, so_far in zip(CHECKS, seen, strict=True):
+            found = check.look(one)
+            if found is None:
+                continue
+            so_far.looked += 1
+            if found[0] > 0:
+                _enter(so_far, found, one.row["name"], index, label)
+    return list(zip(CHECKS, seen, strict=True))
+
+
+def _rows(run: Mapping[str, Any]) -> Iterator[tuple[int, str, _Row]]:
+    """Index and label of the entry, and the row, of everything that has a name and statistics."""
+    cases = run.get("cases") if isinstance(run, Mapping) else None
+    for index, entry in enumerate(cases if isinstance(cases, list) else ()):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("checkpoints"), list):
+            continue
+        label = " · ".join(str(entry[key]) for key in ("name", "dtype", "mode") if key in entry)
+        for row in entry["checkpoints"]:
+            if isinstance(row, Mapping) and isinstance(row.get("name"), str):
+                sides = [side if isinstance(side, Mapping) else {} for side in map(row.get, ("reference", "candidate"))]
+                yield index, label, _Row(row, *sides)
+
+
+def _enter(seen: _Seen, found: Finding, name: str, index: int, label: str) -> None:
+    seen.bad += 1
+    if found[0] > seen.worst:
+        seen.worst, seen.words, seen.where = *found, f"{name} ({label})"
+    group, indices = group_of(name)
+    known = seen.groups.setdefault(group, {"first": name, "entry": index, "entries": {}, "indices": {}, "names": set()})
+    known["entries"][label] = None
+    known["names"].add(name)
+    for unit, at in indices.items():
+        known["indices"].setdefault(unit, set()).add(at)
+
+
+def _alert(check: _Check, seen: _Seen) -> dict[str, Any]:
+    s = "s" * (seen.looked != 1)
+    return {
+        "code": check.code, "severity": check.severity, "title": check.title,
+        "text": f"{seen.bad:,} of {seen.looked:,} checkpoint{s}; worst at {seen.where}: {seen.words}. {check.advice}",
+        "looked": seen.looked, "bad": seen.bad,
+        "names": [
+            {
+                "group": group, "first": known["first"], "entry": known["entry"], "entries": list(known["entries"]),
+                "count": len(known["names"]),
+                "where": "; ".join(
+                    f"{unit}{'s' * (len(at) > 1)} {spans(at)}" for unit, at in known["indices"].items()
+                ),
+            }
+            for group, known in list(seen.groups.items())[:MOST_NAMES]
+        ],
+        "more": max(0, len(seen.groups) - MOST_NAMES),
+    }  # fmt: skip
+
+
+def _bad_values(stats: Stats) -> tuple[int, int] | None:
+    """Counts of NaN and of infinities; None where they are not known."""
+    counts = [number(stats.get(key)) for key in ("nan", "inf")]
+    if counts[0] is None and counts[1] is None:
+        return None
+    nan, inf = (int(count) if count is not None and 0 < count < math.inf else 0 for count in counts)
+    return nan, inf
+
+
+def _candidate_not_finite(one: _Row) -> Finding | None:
+    found, expected = _bad_values(one.candidate), _bad_values(one.reference)
+    if found is None or (expected is not None and sum(expected)):
+        return None
+    return float(sum(found)), f"{found[0]:,} NaN and {found[1]:,} infinite values, none in the reference"
+
+
+def _reference_not_finite(one: _Row) -> Finding | None:
+    found = _bad_values(one.reference)
+    return found and (float(sum(found)), f"{found[0]:,} NaN and {found[1]:,} infinite values in the reference")
+
+
+def _headrooms(one: _Row) -> list[tuple[float, str, str]]:
+    """(headroom, side, dtype) of the sides whose values are of a floating-point dtype."""
+    found = []
+    sides = (("candidate", one.candidate, one.dtype), ("reference", one.reference, one.reference_dtype))
+    for side, stats, dtype in sides:
+        room = number(stats.get("headroom"))
+        if dtype and room is not None and room > 0:
+            found.append((room, side, dtype))
+    return found
+
+
+def _saturated(one: _Row) -> Finding | None:
+    known = _headrooms(one)
+    full = [(side, dtype) for room, side, dtype in known if room <= 1 + 1e-6]
+    if not known or not full:
+        return (0.0, "") if known else None
+    words = " and ".join(f"the {side}'s largest value is {dtype}'s largest number" for side, dtype in full)
+    return float(len(full)), words
+
+
+def _near_overflow(one: _Row) -> Finding | None:
+    known = _headrooms(one)
+    if not known:
+        return None
+    room, side, dtype = min(known)
+    if not 1 + 1e-6 < room < HEADROOM:
+        return 0.0, ""
+    others = [f", the reference's {other:.3g}" for other, whose, _ in known if whose == "reference" != side]
+    return 1 / room, f"the {side}'s headroom in {dtype} is {room:.3g}{''.join(others)}"
+
+
+def _ends(stats: Stats) -> tuple[float, float] | None:
+    low, high = number(stats.get("min")), number(stats.get("max"))
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return low, high
+
+
+def _zeros(one: _Row) -> Finding | None:
+    ours, theirs = _ends(one.candidate), _ends(one.reference)
+    if ours is None or theirs is None or theirs == (0.0, 0.0):
+        return None
+    return float(ours == (0.0, 0.0)), f"all zeros, where the reference is {_range(theirs)}"
+
+
+def _constant(one: _Row) -> Finding | None:
+    ours, theirs = _ends(one.candidate), _ends(one.reference)
+    if ours is None or theirs is None or theirs[0] == theirs[1]:
+        return None
+    same = ours[0] == ours[1] != 0.0
+    return float(same), f"every value is {ours[0]:.4g}, where the reference is {_range(theirs)}"
+
+
+def _denormal(one: _Row) -> Finding | None:
+    rms, expected = number(one.candidate.get("rms")), number(one.reference.get("rms"))
+    if one.dtype is None or rms is None or not rms > 0:
+        return None
+    least = _LIMITS[one.dtype][1]
+    said = f" (the reference's {expected:.3g})" if expected is not None else ""
+    return (least / rms if rms < least else 0.0), f"rms {rms:.3g}{said}; {one.dtype} is normal from {least:.3g} on"
+
+
+def _dtype_differs(one: _Row, wider: bool) -> Finding | None:
+    # What a comparison reads was written by somebody, in a dtype that files have.
+    if one.dtype is None or one.row.get("evidence") is not None or number(one.reference.get("absmax")) is None:
+        return None
+    ours, theirs = _WIDTH[one.dtype], _WIDTH[one.reference_dtype or one.dtype]
+    off = ours > theirs if wider else ours < theirs
+    return float(off), f"{one.dtype}, the reference has {one.reference_dtype}"
+
+
+def _outside(one: _Row) -> Finding | None:
+    return _documented(one, "outside", same=False)
+
+
+def _outside_both(one: _Row) -> Finding | None:
+    return _documented(one, "outside", same=True)
+
+
+def _absent(one: _Row) -> Finding | None:
+    return _documented(one, "absent", same=False)
+
+
+def _absent_both(one: _Row) -> Finding | None:
+    return _documented(one, "absent", same=True)
+
+
+def _documented(one: _Row, verdict: str, *, same: bool) -> Finding | None:
+    """A range verdict of rows whose reference has the same range, or has not."""
+    found = one.row.get("range")
+    if not isinstance(found, Mapping) or found.get("verdict") not in ("inside", "outside", "absent"):
+        return None
+    ours, theirs = _ends(one.candidate), _ends(one.reference)
+    if theirs is None or sum(_bad_values(one.reference) or ()):
+        return None
+    if found["verdict"] != verdict or _alike(ours, theirs) != same:
+        return 0.0, ""
+    low, high, factor = (number(found.get(key)) for key in ("low", "high", "factor"))
+    documented = _range((low, high)) if low is not None and high is not None else "another range"
+    badness = 1.0 if factor is None or math.isnan(factor) else factor if verdict == "outside" else 1 / max(factor, 1e-9)
+    reference = "" if same else f", the reference {_range(theirs)}"
+    return max(badness, 1e-9), f"{_range(ours) if ours else 'not finite'}{reference}, documented {documented}"
+
+
+def _alike(ours: tuple[float, float] | None, theirs: tuple[float, float]) -> bool:
+    if ours is None:
+        return False
+    size = max(map(abs, theirs))
+    return all(abs(a - b) <= 0.1 * size for a, b in zip(ours, theirs, strict=True))
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.4g} … {ends[1]:.4g}"
+
+
+_SAME = "The reference has the same range: the prompt, the size or the weights differ from the table's, not the port."
+# The severe first.
+CHECKS = (
+    _Check("nonfinite", "error", "NaN or infinity in the candidate",
+           "No NaN or infinity in the candidate where the reference is finite",
+           "Everything behind the first of them is lost: look there, at overflow in a narrow dtype first.",
+           _candidate_not_finite),
+    _Check("zeros", "error", "Zeros where the reference has values", "No array of zeros",
+           "A weight that was not loaded, a gate or a mask that blanks everything.", _zeros),
+    _Check("constant", "error", "One value everywhere", "No array of one value",
+           "A clamp, a saturated activation, or an index that always takes the same row.", _constant),
+    _Check("saturated", "warning", "Values at the dtype's largest number", "Nothing is clipped at the largest number",
+           "They were clipped, or overflow next: use bfloat16 or float32 there.", _saturated),
+    _Check("headroom", "warning", f"Less than {HEADROOM:g} times to overflow",
+           f"At least {HEADROOM:g} times to overflow everywhere",
+           "Another prompt or size may overflow: use bfloat16 or float32 there.", _near_overflow),
+    _Check("reference-nonfinite", "warning", "The reference itself is not finite", "The reference is finite",
+           "Nothing can be said of the port there: run it in another dtype.", _reference_not_finite),
+    _Check("outside", "warning", "Outside the documented range", "No range outside the table that the reference keeps",
+           "The port leaves a range that the reference does not.", _outside),
+    _Check("absent", "warning", "A documented size is not reached", "Documented sizes are reached",
+           "The growth that the model is known for is not there: a gate, a residual or a scale is missing.", _absent),
+    _Check("denormal", "warning", "Denormal numbers", "No array of denormal numbers",
+           "Most values have lost digits, and devices that flush them give zeros.", _denormal),
+    _Check("wider", "warning", "Wider than the reference's dtype", "No array is wider than the reference's",
+           "A float32 constant has promoted the values: the same picture, slower.",
+           lambda one: _dtype_differs(one, wider=True)),
+    _Check("narrower", "warning", "Narrower than the reference's dtype", "No array is narrower than the reference's",
+           "The reference computes this in more digits.", lambda one: _dtype_differs(one, wider=False)),
+    _Check("outside-both", "note", "Both sides outside the documented range", "Both sides within the documented ranges",
+           _SAME, _outside_both),
+    _Check("absent-both", "note", "Both sides below a documented size", "Both sides reach the documented sizes",
+           _SAME, _absent_both),
+)  # fmt: skip

@@ -1,0 +1,76 @@
+// What the page has of single checkpoints: worst elements, where in the array the error lies, histograms of both sides.
+
+// Draws into `box`, which is in the page already, since a chart is as wide as its place.
+function drawPanel(data, row, box) {
+  const panel = data.panels[row.i], drawings = [], figure = (title, words, draw) => {
+    const one = make("figure", {}, box), caption = make("figcaption", {}, one);
+    make("b", {}, caption, title);
+    make("span", {}, caption, words);
+    const place = make("div", { class: "plot" }, one);
+    drawings.push(() => draw(place));
+  };
+  if (!panel) {
+    if (row.verdict === "suspect" || row.verdict === "diverged") make("p", { class: "meta wide" }, box, "No more is in this page: worst elements, profiles and histograms are there for sources and for the first checkpoints that are off, where the run folder has them.");
+    return;
+  }
+  if (panel.worst) figure("Worst elements", row.exact ? "against the reference’s value" : "against the truth", (place) => drawWorst(row, panel.worst, place));
+  for (const axis of panel.axes || []) figure(`Error along the ${axis.title} axis`, `${profileWords(axis)}. Line: rms; dots: largest single index; dashed: truth`, (place) => drawProfile(axis, place));
+  if (panel.histogram) figure("Histogram of |x|", "share of the values a binade; zeros are left out", (place) => drawHistogram(panel.histogram, place));
+  // Each figure is as narrow as those beside it make it: all are there before one is drawn.
+  for (const draw of drawings) draw();
+}
+
+function drawWorst(row, elements, box) {
+  // It may be wider than a phone, and then the keyboard must reach it to move it.
+  Object.entries({ tabindex: 0, role: "region", "aria-label": "Worst elements" }).forEach(([key, value]) => box.setAttribute(key, value));
+  const table = make("table", { class: "metrics" }, box), line = (cells, tag, parent) => {
+    const tr = make("tr", {}, parent);
+    cells.forEach((text, k) => make(k ? tag : "th", k && tag === "td" ? { class: "number" } : { scope: tag === "th" ? "col" : "row" }, tr, text));
+  };
+  line(["index", "candidate", row.exact ? "reference" : "truth", "difference"], "th", make("thead", {}, table));
+  const body = make("tbody", {}, table);
+  for (const [index, candidate, truth] of elements) {
+    const difference = typeof candidate === "number" && typeof truth === "number" ? candidate - truth : null;
+    line([`[${index.join(", ")}]`, format(candidate), format(truth), format(difference)], "td", body);
+  }
+}
+
+// First and last index of a bin of an axis.
+const binOf = (axis, bins, k) => [Math.floor((k * axis.length) / bins), Math.floor(((k + 1) * axis.length) / bins) - 1];
+
+// Where the error is, in words: the bin with most of its square, if it has more than its part.
+function profileWords(axis) {
+  const bins = axis.error.length, size = ([from, to]) => to - from + 1;
+  const squares = axis.error.map((value, k) => (value || 0) ** 2 * size(binOf(axis, bins, k))), total = squares.reduce((a, b) => a + b, 0);
+  const largest = squares.indexOf(Math.max(...squares)), share = squares[largest] / total, [from, to] = binOf(axis, bins, largest);
+  const bad = (axis.bad || []).reduce((a, b) => a + b, 0), said = [`of ${axis.length.toLocaleString("en")}, largest at ${axis.worst}`];
+  if (share > 2.5 / bins && share > 0.05) said.push(`${Math.round(100 * share)} % of the squared error is at ${from === to ? from : `${from}–${to}`}`);
+  else if (total > 0) said.push("evenly spread");
+  if (bad) said.push(`${bad.toLocaleString("en")} values are not finite`);
+  return said.join("; ");
+}
+
+function drawProfile(axis, box) {
+  const bins = axis.error.length, middle = (k) => binOf(axis, bins, k).reduce((a, b) => a + b) / 2, points = (values) => values.map((value, k) => [middle(k), value > 0 ? value : NaN]);
+  const scale = logScale([...axis.error, ...axis.peak, ...axis.truth].map((value) => value ?? NaN), 1.6);
+  const panel = frame(box, `Error along the ${axis.title} axis: ${profileWords(axis)}`, { first: 0, count: axis.length, unit: axis.title }, scale, { height: 190 });
+  line(panel, points(axis.truth), "truth floor");
+  line(panel, points(axis.error), "wrong");
+  axis.peak.forEach((value, k) => { if (value > 0 && axis.length > bins) make("circle", { class: "wrong", cx: panel.x(middle(k)), cy: panel.y(value), r: 1.6 }, panel.svg); });
+  (axis.bad || []).forEach((count, k) => { if (count) make("text", { class: "bad", x: panel.x(middle(k)), y: panel.top + 8, "text-anchor": "middle" }, panel.svg, "×"); });
+}
+
+function drawHistogram([low, reference, candidate], box) {
+  const total = (counts) => counts.reduce((a, b) => a + b, 0) || 1, shares = [reference, candidate].map((counts) => counts.map((count) => count / total(counts)));
+  const height = 190, { svg, width } = canvas(box, height, "Shares of the values a binade, reference and candidate"), left = 46, bottom = height - 32, top = 12;
+  const most = Math.max(...shares.flat()) || 1, wide = (width - left - 10) / reference.length, y = (share) => bottom - (share / most) * (bottom - top);
+  for (const part of [0, 0.5, 1]) {
+    make("line", { class: "grid", x1: left, x2: width - 10, y1: y(part * most), y2: y(part * most) }, svg);
+    make("text", { x: left - 6, y: y(part * most) + 4, "text-anchor": "end" }, svg, `${Number((100 * part * most).toPrecision(2))} %`);
+  }
+  shares[0].forEach((share, k) => make("rect", { class: "held", x: left + k * wide, width: Math.max(0.5, wide - 1), y: y(share), height: bottom - y(share) }, svg));
+  make("path", { class: "wrong", d: shares[1].map((share, k) => `${k ? "L" : "M"}${(left + k * wide).toFixed(1)} ${y(share).toFixed(1)}h${wide.toFixed(1)}`).join("") }, svg);
+  const step = Math.max(1, Math.ceil(reference.length / Math.max(2, width / 90)));
+  for (let k = 0; k < reference.length; k += step) make("text", { x: left + k * wide, y: bottom + 15, "text-anchor": "middle" }, svg, short(2 ** (low + k)));
+  make("text", { x: (left + width) / 2, y: bottom + 30, "text-anchor": "middle" }, svg, "|x|: reference filled, candidate a line");
+}
