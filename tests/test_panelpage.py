@@ -112,7 +112,7 @@ def test_a_folder_elsewhere_is_not_read(tmp_path):
     (tmp_path / "run/trace/square.float32").symlink_to(tmp_path / "other/trace/square.float32")
     found, unread = panelpage.panels(run, tmp_path / "run")
     assert "histogram" not in found[at(run, "accumulated")]
-    assert unread == ["trace/square.float32: leads out of the run folder"]
+    assert unread == ["trace/square.float32/profiles.safetensors: leads out of the run folder"]
 
 
 @pytest.mark.slow
