@@ -19,7 +19,7 @@ from parity.report import inline_hash, plain, spell_out
 
 MARK = '<meta name="generator" content="parity report">'
 STYLES = ("report.css", "pages.css")
-SCRIPTS = ("pages.js",)
+SCRIPTS = ("theme.js", "pages.js")
 _HEAD = 1024
 
 

@@ -28,7 +28,7 @@ from parity.rowpack import pack
 from parity.sections import Entry, component_title, estimated, group_of, is_exact, spans
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
-SCRIPTS = ("charts", "panels", "pictures", "address", "dataflow", "checkpoint", "table")
+SCRIPTS = ("theme", "charts", "panels", "pictures", "address", "dataflow", "checkpoint", "table")
 ASSETS = ("report.css", *(f"{name}.js" for name in SCRIPTS))
 # More entries than this stand in a table, a case a line.
 CARDS = 16

@@ -138,6 +138,14 @@ def test_npz_is_read_with_or_without_a_suffix_in_the_key(tmp_path, save):
         assert (reading.dtype, reading.shape) == (array.dtype.name, array.shape)
 
 
+def test_a_directory_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    np.savez(tmp_path / "d.npz", **{f"unused.{i:04d}": np.zeros(1) for i in range(50)}, img_in=np.ones((1, 2, 3)))
+    assert "img_in" in open_candidate([tmp_path / "d.npz"]).names
+    monkeypatch.setattr("parity.imports.npz.DIRECTORY_BYTES", 1000)
+    with pytest.raises(UsageError, match=r"a directory of \d{4} bytes, against a limit of 1000"):
+        open_candidate([tmp_path / "d.npz"])
+
+
 def test_nothing_in_an_npz_is_unpickled(tmp_path):
     np.savez(tmp_path / "d.npz", img_in=np.array([print, {}], object))
     with pytest.raises(UsageError, match=r"img_in: holds Python objects, which are never unpickled"):

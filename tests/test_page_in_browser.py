@@ -4,23 +4,16 @@ Skipped where there is no Chromium.
 """
 
 import re
-import shutil
 import subprocess
 
 import pytest
 import sample_run
+from browser import CHROMIUM, FLAGS
 from test_budget import quantized
 
 from parity.report import render_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-    "--virtual-time-budget=8000", "--window-size=1280,1600", "--dump-dom",
-)  # fmt: skip
 
 
 @pytest.fixture

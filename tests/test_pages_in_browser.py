@@ -4,11 +4,11 @@ Skipped where there is no Chromium.
 """
 
 import re
-import shutil
 import subprocess
 
 import pytest
 import sample_run
+from browser import CHROMIUM, FLAGS
 from sample_run import HOSTILE
 
 from parity import runindex
@@ -17,14 +17,8 @@ from parity.indexpage import index_html
 from parity.rundiff import diff
 from parity.runfolder import write_json
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-    "--allow-file-access-from-files", "--virtual-time-budget=4000", "--window-size=1280,1600", "--dump-dom",
-)  # fmt: skip
 SMALL = {"blocks": 3, "dtypes": ("float32",)}
 # The page in a frame of some width; what `look` returns becomes the title of the page around it.
 FRAME = """<!doctype html><iframe src="page.html" style="width:%dpx;height:3000px;border:0" onload="

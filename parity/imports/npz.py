@@ -36,6 +36,10 @@ _FORTRAN = re.compile(r"""["']fortran_order["']\s*:\s*(True|False)\b""")
 _DESCR = re.compile(r"""["']descr["']\s*:\s*["']([<>|=]?[?A-Za-z]\d{0,9})["']""")
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _TEXT_BYTES = 4096
+# The record at the end of a zip, with a comment of at most 64 KiB behind it; its directory's size stands at byte 12.
+_END, _END_BYTES = b"PK\5\6", 22 + 0xFFFF
+# What zipfile raises for garbled files, and for ways of packing that it does not have.
+_GARBLED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def read_npz(path: Path) -> Tensors:
     """
     label = shown(path.name)
     try:
+        _check_directory(path, label)
         with zipfile.ZipFile(path) as file:
             infos = file.infolist()
             if len(infos) > ROWS:
@@ -79,7 +84,7 @@ def read_npz(path: Path) -> Tensors:
                     members[name] = _checked(member, f"{label}: {shown(name)}")
     except OSError as error:
         raise UsageError(f"{label}: cannot be read: {error.strerror or shown(str(error))}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _GARBLED as error:
         raise UsageError(f"{label}: no .npz that can be read ({shown(str(error))})") from None
     if not members:
         raise UsageError(f"{label}: holds no arrays")
@@ -195,6 +200,17 @@ def _mapped(whole: np.ndarray, member: _Member, where: str) -> np.ndarray:
     return raw
 
 
+def _check_directory(path: Path, label: str) -> None:
+    """Refuse a directory that would fill the memory: zipfile reads it whole."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _END_BYTES))
+        end = file.read()
+    at = end.rfind(_END)
+    size = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
+    if size > DIRECTORY_BYTES:
+        raise UsageError(f"{label}: a directory of {size} bytes, against a limit of {DIRECTORY_BYTES}")
+
+
 def _unpacked(path: Path, member: _Member, where: str) -> np.ndarray:
     raw = np.empty(member.info.file_size, np.uint8)
     view, filled = memoryview(raw), 0
@@ -204,7 +220,7 @@ def _unpacked(path: Path, member: _Member, where: str) -> np.ndarray:
                 filled += count
     except OSError as error:
         raise UsageError(f"{where}: cannot be read: {error.strerror or shown(str(error))}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _GARBLED as error:
         raise UsageError(f"{where}: garbled ({shown(str(error))})") from None
     if filled != raw.size:
         raise UsageError(f"{where}: the file ends before its values do")

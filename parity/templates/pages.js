@@ -1,17 +1,5 @@
-"use strict";
-// Theme, sorting by a column and a search over the rows of a table: what pages without charts of their own need.
+// Sorting by a column and a search over the rows of a table: what pages without charts of their own need.
 // Text stays where the page has it; rows are only moved and hidden.
-
-function theme() {
-  const button = document.getElementById("theme"), names = ["system", "light", "dark"];
-  let now = 0;
-  button.hidden = false;
-  button.onclick = () => {
-    now = (now + 1) % names.length;
-    document.documentElement.dataset.theme = names[now];
-    button.textContent = "Theme: " + names[now];
-  };
-}
 
 // A cell sorts by data-value where it has one: a number as a number, what has none behind all others.
 function keyOf(row, column) {

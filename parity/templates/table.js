@@ -242,17 +242,6 @@ function start(data) {
   if (location.hash.length > 1) followAddress();
 }
 
-function theme() {
-  const button = document.getElementById("theme"), names = ["system", "light", "dark"];
-  let now = 0;
-  button.hidden = false;
-  button.onclick = () => {
-    now = (now + 1) % names.length;
-    document.documentElement.dataset.theme = names[now];
-    button.textContent = "Theme: " + names[now];
-  };
-}
-
 theme();
 if (typeof DecompressionStream === "undefined") {
   document.getElementById("message").textContent = "This browser cannot unpack the rows (it lacks DecompressionStream). Charts and table need a newer one; parity.json has every figure.";
