@@ -95,6 +95,11 @@ def read_golden(folder: Path) -> Golden:
 
 
 def _single(folder: Path) -> Path:
+    if folder.is_file():
+        raise UsageError(
+            f"{shown(folder.name)}: a file; expected a golden trace, the folder that `parity trace record` wrote, "
+            "before what is held against it"
+        )
     if not folder.is_dir():
         raise UsageError(f"{shown(str(folder))}: there is no such folder; expected a golden trace")
     if (folder / MANIFEST).is_file():

@@ -205,3 +205,6 @@ def test_which_of_several_is_asked(copied, tmp_path):
         read_golden(tmp_path / "empty")
     with pytest.raises(UsageError, match="there is no such folder"):
         read_golden(tmp_path / "nowhere")
+    (tmp_path / "dump.safetensors").touch()
+    with pytest.raises(UsageError, match="a file; expected a golden trace"):
+        read_golden(tmp_path / "dump.safetensors")
