@@ -1,7 +1,7 @@
 """`report.html`: one offline page, a pure function of a ``parity.json`` dict and the run's pictures.
 
 The verdict, counts, sources, cases, pictures and settings are plain HTML. The rows travel packed
-(`rowpack`), and `charts.js` and the scripts beside it draw the charts and the table from them.
+(`rowpack`), and the scripts in `templates/` draw the charts and the table from them.
 Figures in the page have five significant digits; those in ``parity.json`` are exact, and its digest
 is on the page. The page's policy forbids every request and every script but its own.
 """
@@ -28,8 +28,12 @@ from parity.rowpack import pack
 from parity.sections import Entry, component_title, estimated, group_of, is_exact, spans
 
 VERDICTS = ("match", "suspect", "diverged", "uncertain", "missing", "skipped")
-SCRIPTS = ("theme", "charts", "panels", "pictures", "address", "dataflow", "checkpoint", "table")
-ASSETS = ("report.css", *(f"{name}.js" for name in SCRIPTS))
+UPLOT = "vendor/uPlot-1.6.32"
+STYLES = (f"{UPLOT}.min.css", "report.css")
+SCRIPTS = (
+    "theme", "data", "scales", "draw", "series", "heatmap", "sequence", "steps", "panels", "pictures", "address",
+    "dataflow", "checkpoint", "table", "page",
+)  # fmt: skip
 # More entries than this stand in a table, a case a line.
 CARDS = 16
 # Pictures that stand open where there are many.
@@ -66,11 +70,9 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     panels, unread = panelpage.panels(run, folder)
     run, diagnosis = spell_out(run), diagnosispage.read(folder)
     alerts, passed = health.examine(run)
-    templates = resources.files("parity") / "templates"
-    style, *scripts = ((templates / name).read_text(encoding="utf-8") for name in ASSETS)
-    script = "".join(scripts)
+    style, script = "".join(map(_asset, STYLES)), _script()
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
+        loader=jinja2.FunctionLoader(_asset),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"plain": plain, "share": _share}
@@ -85,6 +87,18 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
         alerts=alerts, passed=passed, unread=spell_out(unread), data=Markup(pack(run, panels)),
     )  # fmt: skip
+
+
+def _asset(name: str) -> str:
+    return (resources.files("parity") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    """uPlot with its licence, which asks to go with every copy, and the page's own scripts."""
+    licence = _asset(f"{UPLOT}.LICENSE").rstrip()
+    return "".join(
+        [f"/*\n{licence}\n*/\n", _asset(f"{UPLOT}.iife.min.js"), *(_asset(f"{name}.js") for name in SCRIPTS)]
+    )
 
 
 def spell_out(value: Any) -> Any:

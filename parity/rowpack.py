@@ -1,7 +1,7 @@
 """The rows of a run by column, gzipped: what the page's script draws charts and table from.
 
 A column of words is ``[distinct words, index of each row]``. Numbers have as many digits as the page
-shows; a figure of the candidate that shows like the reference's is written as "=". `charts.js` holds
+shows; a figure of the candidate that shows like the reference's is written as "=". `data.js` holds
 the reading side.
 """
 

@@ -27,6 +27,9 @@ async function look() {
   const until = async (test) => { for (let n = 0; n < 400 && !test(); n++) await sleep(20); await sleep(60); };
   const press = (key, at = win.document.body) => at.dispatchEvent(new win.KeyboardEvent("keydown", { key, ...event }));
   const click = (node) => node.dispatchEvent(new win.MouseEvent("click", event));
+  const mouse = ([clientX, clientY]) => ({ clientX, clientY, movementX: 1, view: win, ...event });
+  const point = (kind, node, at) => node.dispatchEvent(new win.MouseEvent(kind, mouse(at)));
+  const cell = (i) => { const { x, y } = win.cellMiddle(i); return [x, y]; };
   const drawn = () => $("#message[hidden]") || /could not|has no/.test($("#message")?.textContent);
   await until(() => win.document?.readyState === "complete" && drawn());
   %s
@@ -39,8 +42,8 @@ look().then((seen) => write("looked " + JSON.stringify(seen)), (error) => write(
 def look(page: Path, script: str, *, address: str = "", width: int = 1280) -> tuple[object, list[str]]:
     """What `script`, the body of an async function, returns of the page, and what was said on the console.
 
-    The script has ``$`` and ``all`` (queries in the page), ``win``, ``until(test)``, ``sleep(ms)``, ``click(node)`` and
-    ``press(key, node)``.
+    The script has ``$`` and ``all`` (queries in the page), ``win``, ``until(test)``, ``sleep(ms)``, ``click(node)``,
+    ``press(key, node)``, ``point(kind of event, node, [x, y])`` and ``cell(row)``, the middle of a cell of the heatmap.
     """
     outside = page.with_name("look.html")
     outside.write_text(_LOOK % (html.escape(page.name + address), width, script), encoding="utf-8")

@@ -34,7 +34,7 @@ def test_an_entry_without_checkpoints(tmp_path):
     assert console == []
     assert (seen["rows"], seen["shown"]) == (0, 0)
     assert "This entry has no checkpoints" in seen["message"]
-    seen, console = browser.look(page, "click(all('.card')[1]); await until(() => $('.cell'));" + SEEN)
+    seen, console = browser.look(page, "click(all('.card')[1]); await until(() => $('#heatmap[data-cells]'));" + SEEN)
     assert console == []
     assert seen["hidden"]
     assert seen["rows"] > 40

@@ -119,8 +119,9 @@ def test_a_folder_elsewhere_is_not_read(tmp_path):
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium")
 def test_a_panel_is_drawn_and_says_where_the_error_is(tmp_path):
     page = render_report(broken(tmp_path), tmp_path / "report.html", force=True)
-    script = """return { figures: all(".panels figure").map((one) => one.textContent), drawn: all(".panels svg").length,
-      wide: all(".panels svg").map((one) => one.getBoundingClientRect().width / one.viewBox.baseVal.width) };"""
+    script = """return { figures: all(".panels figure").map((one) => one.textContent),
+      drawn: all(".panels canvas").length,
+      wide: all(".panels .uplot").map((one) => one.getBoundingClientRect().width / one.parentNode.clientWidth) };"""
     for width in (1280, 390):
         seen, console = browser.look(page, script, address=f"#square.float32.accumulated/{NAME}", width=width)
         assert console == []

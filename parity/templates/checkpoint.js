@@ -52,25 +52,19 @@ function profileWords(axis) {
 
 function drawProfile(axis, box) {
   const bins = axis.error.length, middle = (k) => binOf(axis, bins, k).reduce((a, b) => a + b) / 2, points = (values) => values.map((value, k) => [middle(k), value > 0 ? value : NaN]);
-  const scale = logScale([...axis.error, ...axis.peak, ...axis.truth].map((value) => value ?? NaN), 1.6);
-  const panel = frame(box, `Error along the ${axis.title} axis: ${profileWords(axis)}`, { first: 0, count: axis.length, unit: axis.title }, scale, { height: 190 });
-  line(panel, points(axis.truth), "truth floor");
-  line(panel, points(axis.error), "wrong");
-  axis.peak.forEach((value, k) => { if (value > 0 && axis.length > bins) make("circle", { class: "wrong", cx: panel.x(middle(k)), cy: panel.y(value), r: 1.6 }, panel.svg); });
-  (axis.bad || []).forEach((count, k) => { if (count) make("text", { class: "bad", x: panel.x(middle(k)), y: panel.top + 8, "text-anchor": "middle" }, panel.svg, "×"); });
+  const named = (x) => { const k = axis.error.findIndex((value, k) => middle(k) === x), [from, to] = k < 0 ? [x, x] : binOf(axis, bins, k); return from === to ? String(from) : `${from}–${to}`; };
+  const series = [{ name: "truth, rms", ink: "muted", width: 1.1, dash: [4, 3], values: points(axis.truth) }, { name: "error, rms", ink: "bad", values: points(axis.error) }];
+  if (axis.length > bins) series.push({ name: "error, largest single index", ink: "bad", alpha: 0.6, points: "only", values: points(axis.peak) });
+  if (axis.bad?.some(Boolean)) series.push({ name: "not finite", ink: "bad", quiet: true, values: axis.bad.flatMap((count, k) => (count ? [[middle(k), Infinity]] : [])) });
+  chart(box, { label: `Error along the ${axis.title} axis: ${profileWords(axis)}`, section: { first: 0, count: axis.length, unit: axis.title }, series, height: 190,
+    scale: logScale([...axis.error, ...axis.peak, ...axis.truth].map((value) => value ?? NaN), 1.6), xName: named });
 }
 
 function drawHistogram([low, reference, candidate], box) {
-  const total = (counts) => counts.reduce((a, b) => a + b, 0) || 1, shares = [reference, candidate].map((counts) => counts.map((count) => count / total(counts)));
-  const height = 190, { svg, width } = canvas(box, height, "Shares of the values a binade, reference and candidate"), left = 46, bottom = height - 32, top = 12;
-  const most = Math.max(...shares.flat()) || 1, wide = (width - left - 10) / reference.length, y = (share) => bottom - (share / most) * (bottom - top);
-  for (const part of [0, 0.5, 1]) {
-    make("line", { class: "grid", x1: left, x2: width - 10, y1: y(part * most), y2: y(part * most) }, svg);
-    make("text", { x: left - 6, y: y(part * most) + 4, "text-anchor": "end" }, svg, `${Number((100 * part * most).toPrecision(2))} %`);
-  }
-  shares[0].forEach((share, k) => make("rect", { class: "held", x: left + k * wide, width: Math.max(0.5, wide - 1), y: y(share), height: bottom - y(share) }, svg));
-  make("path", { class: "wrong", d: shares[1].map((share, k) => `${k ? "L" : "M"}${(left + k * wide).toFixed(1)} ${y(share).toFixed(1)}h${wide.toFixed(1)}`).join("") }, svg);
-  const step = Math.max(1, Math.ceil(reference.length / Math.max(2, width / 90)));
-  for (let k = 0; k < reference.length; k += step) make("text", { x: left + k * wide, y: bottom + 15, "text-anchor": "middle" }, svg, short(2 ** (low + k)));
-  make("text", { x: (left + width) / 2, y: bottom + 30, "text-anchor": "middle" }, svg, "|x|: reference filled, candidate a line");
+  const total = (counts) => counts.reduce((a, b) => a + b, 0) || 1, shares = [reference, candidate].map((counts) => counts.map((count, k) => [k, count / total(counts)]));
+  const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
+  chart(box, { label: "Shares of the values a binade, reference and candidate", section: { first: 0, count: reference.length, unit: "|x|: reference filled, candidate a line" }, height: 190,
+    scale: shareScale(shares.flat().map(([, share]) => share)), xName: (k) => short(2 ** (low + k)), yName: percent,
+    series: [{ name: "reference", ink: "img", alpha: 0.35, paths: uPlot.paths.bars({ size: [0.9] }), fill: true, width: 0, values: shares[0] },
+      { name: "candidate", ink: "bad", paths: uPlot.paths.stepped({ align: 0 }), width: 1.7, values: shares[1] }] });
 }
