@@ -16,7 +16,7 @@ function cellMiddle(i) {
 function drawHeatmap(data, section, rows, { open, chosen }) {
   const box = document.getElementById("heatmap"), several = section.streams.length > 1, name = (row) => (several ? `${row.stream}.${row.kind}` : row.kind);
   const order = section.streams.map(([stream]) => stream), kinds = [...new Set([...rows].sort((a, b) => order.indexOf(a.stream) - order.indexOf(b.stream)).map(name))];
-  const deep = kinds.length > 6 ? 16 : 24, left = 104, width = Math.max(260, box.clientWidth), wide = (width - left - 2) / Math.max(section.count, 1);
+  const deep = kinds.length > 6 ? 16 : 24, left = 104, width = Math.max(260, box.clientWidth), wide = (width - left - 8) / Math.max(section.count, 1);
   const { ctx } = sheet(box, width, kinds.length * deep + 34), geometry = { left, wide, deep, first: section.first, kinds, name, ctx, edges: data.edges };
   Object.assign(grid, { cells: new Map(rows.map((row) => [cellKey(row.index, name(row)), row])), geometry, data, open, chosen });
   grid.order = rows;
@@ -25,7 +25,7 @@ function drawHeatmap(data, section, rows, { open, chosen }) {
   // Of cells narrower than a pixel the worst is drawn last.
   const worst = wide < 1.5 ? [...rows].sort((a, b) => (excess(a) || 0) - (excess(b) || 0)) : rows;
   for (const row of worst) fillCell(geometry, row);
-  for (const row of rows) if (row.source) frameCell(geometry, row, [["ink", 0.7, 1.4], ["panel", 2, 1.1]].slice(0, wide > 8 ? 2 : 1));
+  for (const row of rows) if (row.source) frameSource(geometry, row);
   if (rows.includes(chosen)) frameCell(geometry, chosen, [["focus", 0, 3]]);
   for (const b of indexTicks(section, Math.min(20, width / 60))) write(ctx, String(b), left + (b - section.first + 0.5) * wide, kinds.length * deep + 13, { align: "center" });
   write(ctx, section.unit, (left + width) / 2, kinds.length * deep + 29, { align: "center" });
@@ -74,6 +74,17 @@ function frameCell(geometry, row, lines) {
     Object.assign(ctx, { strokeStyle: colour(ink), lineWidth: thick });
     ctx.strokeRect(x + inset, y + inset, Math.max(0.5, w - 2 * inset), h - 2 * inset);
   }
+}
+
+// Two lines, so that it is seen on light and on dark cells; of narrow cells the upper and lower edge alone, or frames
+// would cover the colour.
+function frameSource(geometry, row) {
+  const [x, y, w, h] = cellBox(geometry, row), { ctx, wide } = geometry;
+  if (wide > 8) return frameCell(geometry, row, [["ink", 0.7, 1.4], ["panel", 2, 1.1]]);
+  ctx.fillStyle = colour("ink");
+  for (const edge of [y, y + h - 2]) ctx.fillRect(x, edge, w, 2);
+  ctx.fillStyle = colour("panel");
+  for (const edge of [y + 2, y + h - 3]) ctx.fillRect(x, edge, w, 1);
 }
 
 function cellUnder(event) {

@@ -15,7 +15,7 @@ const CHARTS = new Map();
 function chart(box, { label, section, scale, series, sides = false, bands = [], under, over, nearest, open, height = 250, end = 10, sync = "", xName, yName = short }) {
   if (typeof box === "string") box = document.getElementById(box);
   CHARTS.get(box)?.destroy();
-  const width = Math.max(260, box.clientWidth), edge = sides ? Math.max(1, section.count * 0.05) : 0, last = section.first + section.count - 1;
+  const width = Math.max(260, box.clientWidth), edge = sides ? Math.max(1, section.count * 0.05, (section.count * 30) / width) : 0, last = section.first + section.count - 1;
   const place = (index) => (index === -Infinity ? section.first - edge : index === Infinity ? last + edge : index);
   const xs = [...new Set([section.first, last, ...(sides ? [place(-Infinity), place(Infinity)] : []), ...series.flatMap((one) => one.values.map(([index]) => place(index)))])].sort((a, b) => a - b);
   const at = new Map(xs.map((x, k) => [x, k])), rows = series.map(() => []);
