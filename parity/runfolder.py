@@ -27,7 +27,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives safetensors its bfloat16)
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from parity.disk import room_for
@@ -147,16 +147,32 @@ class RunFolder:
         return self._plan() == to_json(plan)
 
     def resume(self, unit: str) -> tuple[list[dict[str, Any]], Chains | None]:
-        """Journal lines of the stages of a unit that are done, and the chains after the last."""
+        """Journal lines of the stages of a unit that are done, and the chains after the last.
+
+        Raises:
+            UsageError: garbled by something else than a kill.
+        """
         journal, saved = self._work / f"{unit}.jsonl", self._work / f"{unit}.state.safetensors"
-        lines = journal.read_text().splitlines() if journal.is_file() else []
-        chains, done = _load_chains(saved) if saved.is_file() else (None, 0)
+        try:
+            lines = journal.read_text().splitlines() if journal.is_file() else []
+            chains, done = _load_chains(saved) if saved.is_file() else (None, 0)
+        except (UnicodeDecodeError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise self.unreadable(journal if isinstance(error, UnicodeDecodeError) else saved, "garbled") from None
         if not saved.is_file() and (self._work / f"{unit}.done").is_file():
             done = len(lines)
         kept = lines[:done]
         if len(kept) < len(lines):
             journal.write_text("".join(line + "\n" for line in kept))
-        return [from_json(json.loads(line)) for line in kept], chains
+        try:
+            return [from_json(json.loads(line)) for line in kept], chains
+        except json.JSONDecodeError:
+            raise self.unreadable(journal, "garbled") from None
+
+    def unreadable(self, file: Path, what: str) -> UsageError:
+        """What to raise where an unfinished run cannot be taken up."""
+        return UsageError(
+            f"{file}: {what}, the run cannot go on; --force begins it again, another --out keeps it"
+        )
 
     def is_done(self, unit: str) -> bool:
         """Whether all stages of a unit are in the journal."""
