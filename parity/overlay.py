@@ -196,10 +196,13 @@ def differences(runs: Mapping[str, Run]) -> str:
 
 def _told(run: Run) -> dict[str, str]:
     weights, environment = run.get("weights") or {}, run.get("environment") or {}
-    told = {"weights": str(weights.get("path", ""))}
+    ports = run.get("ports") or {}
+    told = {"weights": str(weights.get("path", "")), "port": str(ports.get("candidate", ""))}
+    # What changes with what else the machine does says little; it stands last, or not at all.
+    late = {}
     for side in ("candidate", "reference", "host"):
         of_side = environment.get(side)
         for key, value in of_side.items() if isinstance(of_side, Mapping) else ():
-            if isinstance(value, str | int | float):
-                told[f"{side} {cut(str(key), 24)}"] = str(value)
-    return told
+            if isinstance(value, str | int | float) and key not in ("port", "units_at_once"):
+                (late if key == "threads" else told)[f"{side} {cut(str(key), 24)}"] = str(value)
+    return told | late

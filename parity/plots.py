@@ -34,7 +34,7 @@ Draw = Callable[[Mapping[str, Any], Entry, Section, Theme], Figure]
 Planned = tuple[str, Draw, Entry, Section]
 FORMATS = ("png", "svg")
 KINDS = ("ranges", "growth", "steps", "errors", "heatmap", "budget")
-DPI = 120
+DPI = 144
 # matplotlib writes the date and its own version otherwise, and the bytes would differ from day to day.
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 

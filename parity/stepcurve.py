@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from parity.plotstyle import (
     Theme,
+    cross,
     footnote,
     index_axis,
     key,
@@ -123,14 +124,14 @@ def steps_figure(run: Mapping[str, Any], entry: Entry, section: Section, colours
                 ax.annotate(f"×{_factor(grown)}", (max(error), grown[1]), xytext=(8, 0), textcoords="offset points",
                             va="center", color=tones[mode], fontweight="bold", annotation_clip=False)  # fmt: skip
     said = words(run, entry)
-    figure.text(0.035, 0.845, "\n".join(textwrap.wrap(said, 150)), fontsize=10.5, va="top", fontweight="bold",
+    figure.text(0.035, 0.845, "\n".join(textwrap.wrap(said, 124)), fontsize=10.5, va="top", fontweight="bold",
                 linespacing=1.45)  # fmt: skip
     labels = {"accumulated": "accumulated: grown since the first step", "isolated": "isolated: made by this step alone"}
     key(figure, [
         *(Line2D([], [], color=tones[mode], marker="o", ms=4, lw=2, label=labels[mode]) for mode in found),
         Line2D([], [], color=colours.muted, lw=1.2, ls=(0, (2, 1.5)), label="floor"),
         Patch(color=colours.muted, alpha=0.25, lw=0, label=f"match: up to {match:g} floors"),
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *cross(colours, section.rows),
     ])  # fmt: skip
     missing = [mode for mode in MODES if mode not in found]
     footnote(figure, f"This run has no {missing[0]} entry of this case." if missing else "", colours)
