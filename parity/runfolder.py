@@ -40,14 +40,17 @@ OURS = ("parity.json", "diagnosis.json", "report.html", "comparison.html", "trac
 
 def to_json(value: Any) -> Any:
     """Make a value JSON can hold: NaN and infinities become strings, floats keep 7 digits."""
-    if type(value) is float:
-        if math.isfinite(value):
-            return float(f"{value:.7g}")
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if isinstance(value, str | int | None):
+    kind = type(value)
+    if kind is float:
+        # The difference is NaN where the value is not finite. A run has millions of figures.
+        return float(f"{value:.7g}") if value - value == 0 else str(value)
+    if kind is str or kind is int or value is None:
         return value
     if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
+        return {
+            key: float(f"{item:.7g}") if type(item) is float and item - item == 0 else to_json(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     if isinstance(value, np.generic):
@@ -56,15 +59,19 @@ def to_json(value: Any) -> Any:
 
 
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_TEXTS = frozenset(("name", "reason", "sentence", "sources", "prompts", "negative", "prompt"))
 
 
 def from_json(value: Any, key: str = "") -> Any:
     """The reverse of `to_json`. Names and sentences are never taken for numbers."""
     if isinstance(value, dict):
-        return {name: from_json(item, name) for name, item in value.items()}
+        return {
+            name: item if type(item) is float or type(item) is int else from_json(item, name)
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         return [from_json(item, key) for item in value]
-    if isinstance(value, str) and key not in ("name", "reason", "sentence", "sources", "prompts", "negative", "prompt"):
+    if isinstance(value, str) and key not in _TEXTS:
         return _NUMBERS.get(value, value)
     return value
 
@@ -98,6 +105,34 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
+def check_free(path: Path, what: str, *, force: bool) -> None:
+    """Refuse a folder that holds something.
+
+    Args:
+        path: of the folder.
+        what: a run is in it, in words.
+        force: a run may be overwritten. Files that are not of a run are never touched.
+
+    Raises:
+        OutputExistsError: something is there.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    strangers = sorted(p.name for p in path.iterdir() if p.name not in OURS) if path.is_dir() else []
+    if not path.is_dir() or strangers:
+        holds = f"holds {', '.join(strangers[:3])}" if strangers else "is a file"
+        raise OutputExistsError(f"{path} {holds}, which no run wrote; choose another --out")
+    if not force:
+        raise OutputExistsError(f"{path} holds {what}; --force overwrites it, another --out keeps it")
+
+
+def clear(path: Path) -> None:
+    """Remove what a run wrote."""
+    for name in OURS:
+        target = path / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+
 class RunFolder:
     """An open run folder; see the head of the file."""
 
@@ -118,23 +153,13 @@ class RunFolder:
             found = folder._plan()
             if found == plan and not force:
                 return folder
-            folder._clear(path, force, found is not None)
+            unfinished = found is not None
+            check_free(path, "an unfinished run of another plan" if unfinished else "a finished run", force=force)
+            clear(path)
         with room_for(folder._work / "plan.json"):
             folder._work.mkdir(parents=True, exist_ok=True)
         write_json(folder._work / "plan.json", plan)
         return folder
-
-    def _clear(self, path: Path, force: bool, unfinished: bool) -> None:
-        strangers = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if p.name not in OURS)
-        if not path.is_dir() or strangers:
-            what = f"holds {', '.join(strangers[:3])}" if strangers else "is a file"
-            raise OutputExistsError(f"{path} {what}, which no run wrote; choose another --out")
-        if not force:
-            what = "an unfinished run of another plan" if unfinished else "a finished run"
-            raise OutputExistsError(f"{path} holds {what}; --force overwrites it, another --out keeps it")
-        for name in OURS:
-            target = path / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
     def _plan(self) -> dict[str, Any] | None:
         try:
@@ -170,9 +195,7 @@ class RunFolder:
 
     def unreadable(self, file: Path, what: str) -> UsageError:
         """What to raise where an unfinished run cannot be taken up."""
-        return UsageError(
-            f"{file}: {what}, the run cannot go on; --force begins it again, another --out keeps it"
-        )
+        return UsageError(f"{file}: {what}, the run cannot go on; --force begins it again, another --out keeps it")
 
     def is_done(self, unit: str) -> bool:
         """Whether all stages of a unit are in the journal."""

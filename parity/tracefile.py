@@ -167,6 +167,8 @@ def read_sketches(path: Path, label: str = "") -> tuple[Spec, dict[str, np.ndarr
 def _manifest_problem(about: Mapping[str, Any]) -> str:
     if about.get("schema") != trace.SCHEMA:
         return f"schema is {shown(about.get('schema'))}, this version reads {trace.SCHEMA}"
+    if about.get("partial"):
+        return "of a comparison, what was off alone is in it; name what was compared"
     order = about.get("order")
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
         return "order is no list of names"
