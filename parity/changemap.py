@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from parity.plotstyle import cut
-from parity.sections import group_of
+from parity.sections import group_of, spans
 
 Found = Mapping[str, Any]
 
@@ -20,6 +20,7 @@ _LABEL, _WIDTH, _LINE = 120, 400, 15
 _LETTERS = 20
 # Borders of the factor between the three depths of a colour.
 _STEPS = (10.0, 100.0)
+_WORDS = {"b": "better", "w": "worse", "o": "changed otherwise", "n": "new or gone"}
 _DEPTH = {name: place for place, name in enumerate(("b1", "n1", "o1", "b2", "b3", "w1", "w2", "w3"))}
 
 
@@ -70,7 +71,10 @@ def _map(lines: Mapping[str, Mapping[int, str]], unit: str, last: int) -> Markup
         parts.append(f'<rect class="cells0" x="{_LABEL}" y="{y}" width="{_WIDTH}" height="{_LINE - 2}"/>')
         for name, first, count in _stretches(cells):
             x, width = _LABEL + first * cell, max(count * cell - 0.5, 0.5)
-            parts.append(f'<rect class="{name}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_LINE - 2}"/>')
+            parts.append(
+                f'<rect class="{name}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_LINE - 2}">'
+                f"<title>{label}, {unit} {spans(range(first, first + count))}: {_WORDS[name[0]]}</title></rect>"
+            )
     bottom = len(lines) * _LINE
     for index in sorted({0, last // 2, last}):
         x = _LABEL + (index + 0.5) * cell

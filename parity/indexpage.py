@@ -28,8 +28,12 @@ _MATCH = 3.0
 _RANKS = {"parity": 0, "incomplete": 1, "divergence": 2}
 
 
-def index_html(found: Index) -> str:
-    """The page, the same for the same runs."""
+def index_html(found: Index, base: str = ".") -> str:
+    """The page, the same for the same runs.
+
+    Args:
+        base: the way from the page to the folder of runs, for links.
+    """
     lines = latest(found["trends"])
     values = [point["worst"] for trend in lines for point in trend["points"]]
     top = max((value for value in values if value is not None and math.isfinite(value)), default=_HIGH)
@@ -37,7 +41,7 @@ def index_html(found: Index) -> str:
         "index.html.j2", found=found, several=are_several(lines), more=max(0, len(lines) - TRENDS),
         trends=[_trend(trend, found["runs"], max(top, _HIGH)) for trend in lines[:TRENDS]],
         last=max((trend["points"][-1]["verdict"] for trend in lines), key=_RANKS.__getitem__, default=""),
-        runs=[_run(run) for run in reversed(found["runs"])],
+        runs=[_run(run, base) for run in reversed(found["runs"])],
         states=dict.fromkeys(run.get("verdict") or run["state"] for run in found["runs"]),
     )  # fmt: skip
 
@@ -58,11 +62,11 @@ def _value(point: Mapping[str, Any]) -> str:
     return "" if value is None else "1e999" if math.isinf(value) else f"{value:.6g}"
 
 
-def _run(run: Mapping[str, Any]) -> dict[str, Any]:
+def _run(run: Mapping[str, Any], base: str) -> dict[str, Any]:
     ended = run["state"] == "finished"
     counts = run.get("counts") or {}
     return {
-        "folder": run["folder"], "link": _link(run["folder"]) if run["report"] else "",
+        "folder": run["folder"], "link": _link(run["folder"], base) if run["report"] else "",
         "started": (run["started"] or "")[:16].replace("T", " "), "state": run.get("verdict") or run["state"],
         "suite": run.get("suite") or "", "weights": run.get("weights") or "",
         "compared": f"{counts['compared']:,} of {counts['expected']:,}" if ended else "",
@@ -73,9 +77,9 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _link(folder: str) -> str:
+def _link(folder: str, base: str) -> str:
     """The way to a run's page, which nothing in a name turns into another one."""
-    return f"./{quote(folder.encode('utf-8', 'surrogateescape'))}/report.html"
+    return f"{base}/{quote(folder.encode('utf-8', 'surrogateescape'))}/report.html"
 
 
 def sparkline(points: Sequence[Mapping[str, Any]], top: float) -> Markup:

@@ -45,7 +45,8 @@ def index(root: Path) -> dict[str, Any]:
         UsageError: not a folder, or no run is in it.
     """
     if not root.is_dir():
-        raise UsageError(f"{shown(str(root))}: no such folder; --index expects a folder of runs")
+        what = "a file" if root.exists() else "no such folder"
+        raise UsageError(f"{shown(str(root))}: {what}; --index expects a folder of runs")
     notes: list[str] = []
     found = [_read(folder, root) for folder in _folders(root, notes)]
     if not found:
