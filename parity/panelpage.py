@@ -42,7 +42,7 @@ def panels(run: Mapping[str, Any], folder: Path | None) -> tuple[dict[int, dict[
         case = run["cases"][entry]
         names = {row["name"] for _, row in rows}
         try:
-            axes, histograms = _traces(case, folder, names) if folder else ({}, {})
+            axes, histograms = of_traces(case, folder, names) if folder else ({}, {})
         except UsageError as error:
             said[str(error)] = None
             axes, histograms = {}, {}
@@ -69,8 +69,16 @@ def _by_entry(run: Mapping[str, Any]) -> dict[int, list[tuple[int, Row]]]:
     return dict(found)
 
 
-def _traces(case: Entry, folder: Path, names: set[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Of one entry: checkpoint -> axes, checkpoint -> histogram of both sides."""
+def of_traces(case: Entry, folder: Path, names: set[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What the traces of a run folder have of some checkpoints of one entry.
+
+    Returns:
+        checkpoint -> axes of `parity.profiles.of_unit`; checkpoint -> histogram of both sides: binade of the first
+        bin, counts of the reference, counts of the candidate.
+
+    Raises:
+        UsageError: a file is garbled, too large, or something else.
+    """
     unit = f"{case['name']}.{case['dtype']}"
     axes = profiles.of_unit(folder, unit, names).get(case["mode"], {})
     place = folder / "trace" / unit
