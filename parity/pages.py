@@ -67,7 +67,7 @@ def link(target: Path, page: Path) -> str:
 
 
 def way(target: Path, page: Path) -> str:
-    """The relative address of a file or a folder, as a page refers to it; nothing in a name turns it into another one."""
+    """The relative address of a file or a folder from a page; nothing in a name turns it into another one."""
     relative = os.path.relpath(target.resolve(), page.resolve().parent)
     return f"./{quote(os.fsencode(relative))}" if relative != "." else "."
 
