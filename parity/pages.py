@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,12 @@ def render(template: str, **values: Any) -> str:
 
 
 def _visible(value: Any) -> Any:
-    return value if isinstance(value, Markup) else spell_out(value)
+    """Texts spelled out, also within lists and tables; drawings stay what they are."""
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, Mapping):
+        return {visible(str(key)): _visible(item) for key, item in value.items()}
+    return [_visible(item) for item in value] if isinstance(value, list | tuple) else spell_out(value)
 
 
 def sort_key(value: float | None) -> str:

@@ -107,6 +107,12 @@ def test_maps_show_the_blocks_in_which_something_changed():
     assert (float(x), float(width)) == (pytest.approx(120 + 400 / 3, abs=0.1), pytest.approx(800 / 3 - 0.5, abs=0.1))
 
 
+def test_drawings_are_drawn():
+    text = page()
+    assert "&lt;svg" not in text
+    assert "<title>img.attn, block 1–2: worse</title>" in text
+
+
 def test_maps_of_many_entries_are_some_of_them():
     cases = tuple(f"case-{n}" for n in range(5))
     runs = [getattr(sample_run, kind)(**SMALL | {"cases": cases}) for kind in ("clean", "diverged")]
