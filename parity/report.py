@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from parity import budgetpage, diagnosispage, health, panelpage
 from parity.errors import OutputExistsError
+from parity.memory import uncollected
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
 from parity.rowpack import pack
@@ -59,6 +60,7 @@ def render_report(run: Mapping[str, Any], out: Path, *, force: bool, folder: Pat
     return out
 
 
+@uncollected()
 def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
     """The page, the same for the same run and the same pictures in its `folder`."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()

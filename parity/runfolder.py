@@ -17,6 +17,7 @@ was cut off, and are dropped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -32,27 +33,28 @@ from safetensors.numpy import save_file
 
 from parity.disk import room_for
 from parity.errors import OutputExistsError, UsageError
+from parity.memory import uncollected
 
 Chains = dict[str, dict[str, np.ndarray]]
 SCHEMA = 2
 OURS = ("parity.json", "diagnosis.json", "report.html", "comparison.html", "trace", "plots", "pictures", "work")
 
 
+# What is the same in JSON. A run has millions of figures: these are not asked about one by one.
+_PLAIN = frozenset((str, int, bool, type(None)))
+
+
 def to_json(value: Any) -> Any:
     """Make a value JSON can hold: NaN and infinities become strings, floats keep 7 digits."""
     kind = type(value)
     if kind is float:
-        # The difference is NaN where the value is not finite. A run has millions of figures.
-        return float(f"{value:.7g}") if value - value == 0 else str(value)
-    if kind is str or kind is int or value is None:
+        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+    if kind in _PLAIN:
         return value
     if isinstance(value, dict):
-        return {
-            key: float(f"{item:.7g}") if type(item) is float and item - item == 0 else to_json(item)
-            for key, item in value.items()
-        }
+        return {key: item if type(item) in _PLAIN else to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
+        return [item if type(item) in _PLAIN else to_json(item) for item in value]
     if isinstance(value, np.generic):
         return to_json(value.item())
     return value
@@ -60,30 +62,40 @@ def to_json(value: Any) -> Any:
 
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _TEXTS = frozenset(("name", "reason", "sentence", "sources", "prompts", "negative", "prompt"))
+_READ = frozenset((float, int, bool, type(None)))
 
 
 def from_json(value: Any, key: str = "") -> Any:
     """The reverse of `to_json`. Names and sentences are never taken for numbers."""
     if isinstance(value, dict):
-        return {
-            name: item if type(item) is float or type(item) is int else from_json(item, name)
-            for name, item in value.items()
-        }
+        return {name: item if type(item) in _READ else from_json(item, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [from_json(item, key) for item in value]
+        return [item if type(item) in _READ else from_json(item, key) for item in value]
     if isinstance(value, str) and key not in _TEXTS:
         return _NUMBERS.get(value, value)
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step: the file is there whole or not at all."""
+def write_json(path: Path, value: Any) -> str:
+    """Write JSON in one step: the file is there whole or not at all. Returns its `digest`."""
     with room_for(path):
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(to_json(value), indent=None, separators=(",", ":"), allow_nan=False) + "\n")
+        partial, text = path.with_name(path.name + ".part"), _json_text(value)
+        partial.write_bytes(text)
         os.replace(partial, path)
+        return hashlib.sha256(text).hexdigest()
 
 
+def digest(value: Any) -> str:
+    """SHA-256 of the file that `write_json` writes."""
+    return hashlib.sha256(_json_text(value)).hexdigest()
+
+
+@uncollected()
+def _json_text(value: Any) -> bytes:
+    return (json.dumps(to_json(value), indent=None, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+@uncollected()
 def read_run(folder: Path) -> dict[str, Any]:
     """``parity.json`` of a finished run.
 
