@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from parity import memory, outside, profiles, result, run_pictures, trace, workers
+from parity import histograms, memory, outside, profiles, result, run_pictures, trace, workers
 from parity.components.base import Case
 from parity.disk import free_on
 from parity.errors import ResourceError
@@ -233,7 +233,7 @@ def _unit_task(job: Job, unit: Unit, path: Path, lockstep: type[Lockstep]) -> It
 
 # Of a journal line; what came later has a value for the lines of earlier versions.
 _KEYS = ("stage", "rows", "growth", "stats", "pictures", "seconds")
-_LATER: dict[str, Any] = {"profiles": {}}
+_LATER: dict[str, Any] = {"profiles": {}, "histograms": {}}
 
 
 def _taken_up(folder: RunFolder, unit: Unit) -> tuple[list[dict[str, Any]], Chains | None]:
@@ -296,7 +296,7 @@ def _entry(stage: str, found: StageResult) -> dict[str, Any]:
     }
     return {
         "stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats, "profiles": where,
-        "seconds": found.seconds,
+        "histograms": found.histograms, "seconds": found.seconds,
     }  # fmt: skip
 
 
@@ -340,6 +340,7 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
         }
         trace.write(path / "trace" / unit.key / side, stats, about)
     profiles.write(path / "trace" / unit.key, (line["profiles"] for line in lines))
+    histograms.write(path / "trace" / unit.key, (line["histograms"] for line in lines))
 
 
 def _check_room(path: Path, units: list[Unit]) -> None:
