@@ -3,7 +3,7 @@
     parity.json            the only truth of a finished run
     diagnosis.json         what `parity diagnose` found
     trace/<unit>/<side>/   manifest.json and stats.parquet of each side of each unit
-    trace/<unit>/          profiles.safetensors, where any of its checkpoints is no match
+    trace/<unit>/          profiles.safetensors and histograms.safetensors, where any of its checkpoints is no match
     pictures/<unit>/       what pipelines made, PNG
     plots/, report.html    made from parity.json
     comparison.html        what changed since another run
