@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from parity.plotstyle import (
@@ -42,13 +42,15 @@ def has_steps(section: Section) -> bool:
     return (STREAM, "latents") in section.grid and len(section.span) > 1
 
 
-def curves(run: Mapping[str, Any], entry: Entry) -> dict[str, dict[str, Curve]]:
+def curves(
+    run: Mapping[str, Any], entry: Entry, parts_of: Callable[[Entry], list[Section]] = sections
+) -> dict[str, dict[str, Curve]]:
     """Mode -> kind -> (relative RMSE, floor) by step, of all modes of an entry's case and dtype."""
     found = {}
     for mode in MODES:
         place = (entry["name"], entry["dtype"], mode)
         one = next((one for one in run["cases"] if (one["name"], one["dtype"], one["mode"]) == place), None)
-        grid = main_of(sections(one)).grid if one else {}
+        grid = main_of(parts_of(one)).grid if one else {}
         kinds = {kind: grid[STREAM, kind] for kind in KINDS if (STREAM, kind) in grid}
         if kinds:
             found[mode] = {kind: (points_of(of, "rel_rmse"), points_of(of, "floor")) for kind, of in kinds.items()}
@@ -63,12 +65,14 @@ def growth(line: Mapping[int, float]) -> tuple[float, float] | None:
     return (first, last) if 0 < first < math.inf and 0 < last < math.inf else None
 
 
-def words(run: Mapping[str, Any], entry: Entry) -> str:
+def words(run: Mapping[str, Any], entry: Entry, parts_of: Callable[[Entry], list[Section]] = sections) -> str:
     """By what factor the error of the latents grows from the first to the last step, as a sentence or two.
 
-    Empty where an entry has no steps, or only one.
+    Empty where an entry has no steps, or only one. `parts_of` gives the sections of an entry.
     """
-    found = curves(run, entry)
+    if not has_steps(main_of(parts_of(entry))):
+        return ""
+    found = curves(run, entry, parts_of)
     error, floor = found.get("accumulated", {}).get("latents", ({}, {}))
     if len(error) < 2:
         return ""

@@ -59,8 +59,8 @@ def _one(run: Path, out: Path | None, format: Format, force: bool) -> int:
     from parity.report import render_report
 
     result = rejudge(read_run(run))
-    write_json(run / "parity.json", result)
-    page = render_report(result, out or run / "report.html", force=out is None or force, folder=run)
+    digest = write_json(run / "parity.json", result)
+    page = render_report(result, out or run / "report.html", force=out is None or force, folder=run, digest=digest)
     show(result, format, page)
     return exit_code(result["verdict"])
 
