@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from parity.changemap import change_maps
+from parity.changemap import KEY, change_maps
 from parity.pages import address, render, sort_key
 from parity.plotstyle import cut, short
 from parity.report import plain
@@ -40,7 +40,7 @@ def comparison_html(found: Found, links: tuple[str, str] = ("", "")) -> str:
     known = sources(found)
     maps, more_maps = change_maps(found)
     return render(
-        "comparison.html.j2", found=found, titles=TITLES, order=ORDER, beyond=BEYOND,
+        "comparison.html.j2", found=found, titles=TITLES, order=ORDER, beyond=BEYOND, map_key=KEY,
         entries=[entry_figures(entry) | {"state": _state(entry), "link": _link(links, not entry["after"], _key(entry))}
                  for entry in found["entries"]],
         parts=[(title, lines[0]["change"], [_line(line, links) for line in lines]) for title, lines in parts],

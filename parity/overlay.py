@@ -11,6 +11,7 @@ from typing import Any
 
 from parity.errors import UsageError
 from parity.plotstyle import cut, excess_of, limits
+from parity.rundiff import STEPS
 from parity.sections import Entry, Kind, Row, Section, drawn, heading, sections
 
 Run = Mapping[str, Any]
@@ -18,8 +19,8 @@ Run = Mapping[str, Any]
 MOST = 5
 LABEL = 24
 # Borders of the factor by which an excess changes, and how they are written; the middle step is no change.
-EDGES = (0.05, 0.2, 0.5, 2.0, 5.0, 20.0)
-BORDERS = ("÷20", "÷5", "÷2", "×2", "×5", "×20")
+EDGES = (*(1 / step for step in reversed(STEPS)), *STEPS)
+BORDERS = (*(f"÷{step:g}" for step in reversed(STEPS)), *(f"×{step:g}" for step in STEPS))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ Key = tuple[str, str, str]
 # above 1 move by a factor of 2.05 at most, between two cases of one clean run by 1.99 (963, on which it was chosen) and
 # by 2.15 (745 others).
 BEYOND = 2.5
+# Borders between a little, much and very much better or worse, the same in maps, plots and the terminal.
+STEPS = (BEYOND, 10.0, 100.0)
 # Below the floor, nobody can say which of two errors is the better one.
 AT_FLOOR = 1.0
 CHANGES = ("better", "worse", "other", "new", "gone", "same")
