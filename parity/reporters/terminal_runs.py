@@ -94,7 +94,7 @@ def _changes(one: Overlay, colours: Theme) -> Lines:
                 letter, style = _cell(pairs, colours)
                 line.append(letter.ljust(wide(bins)), style)
             yield line
-    yield Text(f"= - better, beyond {BORDERS[0]} and {BORDERS[2]}   · no change   + # worse, beyond {BORDERS[3]} and "
+    yield Text(f"= - better, beyond {BORDERS[0]} and {BORDERS[2]}  · no change  + # worse, beyond {BORDERS[3]} and "
                f"{BORDERS[5]}", "dim")  # fmt: skip
     yield Text("! verdict got worse   / not judged in both; an excess below 1 counts as 1", "dim")
 
