@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from parity.plotstyle import cut
-from parity.sections import group_of
+from parity.rundiff import STEPS
+from parity.sections import group_of, spans
 
 Found = Mapping[str, Any]
 
@@ -18,8 +19,12 @@ MAPS = 6
 LINES = 48
 _LABEL, _WIDTH, _LINE = 120, 400, 15
 _LETTERS = 20
-# Borders of the factor between the three depths of a colour.
-_STEPS = (10.0, 100.0)
+_WORDS = {"b": "better", "w": "worse", "o": "changed otherwise", "n": "new or gone"}
+# What the classes stand for, for the page.
+KEY = (
+    ("b3", f"better by over {STEPS[2]:g}"), ("b2", f"over {STEPS[1]:g}"), ("b1", "less"), ("w1", "worse by less"),
+    ("w2", f"over {STEPS[1]:g}"), ("w3", f"over {STEPS[2]:g}"), ("o1", "changed otherwise"), ("n1", "new or gone"),
+)  # fmt: skip
 _DEPTH = {name: place for place, name in enumerate(("b1", "n1", "o1", "b2", "b3", "w1", "w2", "w3"))}
 
 
@@ -47,7 +52,7 @@ def colour(row: Found) -> str:
     factor = row["factor"]
     # A change of the verdict without figures, to NaN or to what is not there any more, is as deep as one gets.
     size = math.inf if not factor else max(factor, 1 / factor)
-    return row["change"][0] + str(1 + sum(size > step for step in _STEPS))
+    return row["change"][0] + str(1 + sum(size > step for step in STEPS[1:]))
 
 
 def _lines(rows: list[Found], unit: str) -> dict[str, dict[int, str]]:
@@ -70,7 +75,10 @@ def _map(lines: Mapping[str, Mapping[int, str]], unit: str, last: int) -> Markup
         parts.append(f'<rect class="cells0" x="{_LABEL}" y="{y}" width="{_WIDTH}" height="{_LINE - 2}"/>')
         for name, first, count in _stretches(cells):
             x, width = _LABEL + first * cell, max(count * cell - 0.5, 0.5)
-            parts.append(f'<rect class="{name}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_LINE - 2}"/>')
+            parts.append(
+                f'<rect class="{name}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_LINE - 2}">'
+                f"<title>{label}, {unit} {spans(range(first, first + count))}: {_WORDS[name[0]]}</title></rect>"
+            )
     bottom = len(lines) * _LINE
     for index in sorted({0, last // 2, last}):
         x = _LABEL + (index + 0.5) * cell

@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from parity.changemap import change_maps
-from parity.pages import render
+from parity.changemap import KEY, change_maps
+from parity.pages import address, render, sort_key
 from parity.plotstyle import cut, short
 from parity.report import plain
-from parity.reporters.rundiff import TITLES, entry_figures, line_figures, sections_of, source_lines
+from parity.reporters.rundiff import TITLES, entry_figures, line_figures, sections_of, sources
 from parity.rundiff import BEYOND, ORDER
 
 Found = Mapping[str, Any]
@@ -22,7 +22,7 @@ LINES = 400
 SOURCES = 60
 # Marks of a chart; those within one step of each other are one.
 MARKS = 3000
-_SIZE, _LEFT, _BOTTOM, _STEP = 420, 56, 44, 3.0
+_SIZE, _LEFT, _BOTTOM, _STEP = 420, 63, 44, 3.0
 _LOWEST, _HIGHEST = 1e-3, 1e12
 _SHAPES = {
     "worse": "M0 -4.4L4.4 3.4L-4.4 3.4Z", "better": "M0 4.4L4.4 -3.4L-4.4 -3.4Z", "other": "M-3 -3H3V3H-3Z",
@@ -30,20 +30,47 @@ _SHAPES = {
 }  # fmt: skip
 
 
-def comparison_html(found: Found) -> str:
-    """The page, the same for the same comparison."""
+def comparison_html(found: Found, links: tuple[str, str] = ("", "")) -> str:
+    """The page, the same for the same comparison.
+
+    Args:
+        links: addresses of the pages of the run before and the run after; empty where there is none.
+    """
     parts, more = sections_of(found, LINES)
-    sources = source_lines(found)
+    known = sources(found)
     maps, more_maps = change_maps(found)
     return render(
-        "comparison.html.j2", found=found, titles=TITLES, order=ORDER, beyond=BEYOND,
-        entries=[entry_figures(entry) | {"state": _state(entry)} for entry in found["entries"]],
-        parts=[(title, lines[0]["change"], list(map(line_figures, lines))) for title, lines in parts], more=more,
+        "comparison.html.j2", found=found, titles=TITLES, order=ORDER, beyond=BEYOND, map_key=KEY,
+        entries=[entry_figures(entry) | {"state": _state(entry), "link": _link(links, not entry["after"], _key(entry))}
+                 for entry in found["entries"]],
+        parts=[(title, lines[0]["change"], [_line(line, links) for line in lines]) for title, lines in parts],
+        more=more, links=links,
         settings=[{"what": one["what"]} | {side: cut(plain(one[side]), 400) for side in ("before", "after")}
                   for one in found["settings"]],
-        sources=sources[:SOURCES], more_sources=max(0, len(sources) - SOURCES), chart=scatter(found["points"]),
+        sources=[one | {"link": _link(links, one["kind"] == "went", one["entry"], one["first"])}
+                 for one in known[:SOURCES]],
+        more_sources=max(0, len(known) - SOURCES), chart=scatter(found["points"]),
         maps=maps, more_maps=more_maps,
     )  # fmt: skip
+
+
+def _key(entry: Found) -> tuple[str, str, str]:
+    return entry["case"], entry["dtype"], entry["mode"]
+
+
+def _link(links: tuple[str, str], before: bool, key: tuple[str, str, str], name: str = "") -> str:
+    """Where an entry or a checkpoint of it is on the page of one of the runs; empty where there is no such page."""
+    page = links[not before]
+    return page and page + address(*key, name)
+
+
+def _line(line: Found, links: tuple[str, str]) -> dict[str, Any]:
+    """A line of the tables of changes, with what a script sorts by."""
+    after, factor = line["excess"][1], line["factor"]
+    return line_figures(line) | {
+        "link": _link(links, line["change"] == "gone", line["entry"], line["name"]), "count": line["count"],
+        "after": sort_key(after), "moved": sort_key(factor),
+    }  # fmt: skip
 
 
 def _state(entry: Found) -> str:

@@ -16,6 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from parity.plotstyle import (
     SIZE,
     Theme,
+    cross,
     cut,
     excess_edges,
     excess_of,
@@ -29,6 +30,7 @@ from parity.plotstyle import (
     mark_nonfinite,
     page,
     points_of,
+    ring,
     short,
     step_of,
 )
@@ -65,7 +67,7 @@ def errors_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
     deep = math.ceil(len(kinds) / columns)
     dashes = (0, (2, 1.5))
     dot = "." if len(section.span) < 12 else None
-    places = figure.add_gridspec(max(deep, 1), columns, left=0.065, right=0.6, top=0.79, bottom=0.11, wspace=0.1,
+    places = figure.add_gridspec(max(deep, 1), columns, left=0.075, right=0.6, top=0.79, bottom=0.11, wspace=0.1,
                                  hspace=0.3)  # fmt: skip
     for i, kind in enumerate(kinds):
         ax = figure.add_subplot(places[i // columns, i % columns], title=kind)
@@ -84,8 +86,8 @@ def errors_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
     key(figure, [
         *(Line2D([], [], color=getattr(colours, role_of(s)), lw=1.8, label=stream_title(s)) for s in section.streams),
         Line2D([], [], color=colours.muted, lw=1.2, ls=dashes, label="floor"),
-        Line2D([], [], color=colours.ink, marker="o", mfc="none", lw=0, ms=7, label="source of a divergence"),
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *ring(colours, section.rows),
+        *cross(colours, section.rows),
     ])  # fmt: skip
     known = {kind for _, kind in grid}
     some = f"{len(kinds)} of {len(known)} kinds, those with the largest excess. " if len(kinds) < len(known) else ""
@@ -157,7 +159,7 @@ def heatmap_figure(run: Mapping[str, Any], entry: Entry, section: Section, colou
     others = section.others if len(section.others) <= FEW else []
     edges = excess_edges(*limits(run))
     names = local_names(others, section)
-    wide = min(12, max(4, 165 // (max(map(len, names), default=1) + 1)))
+    wide = min(12, max(4, 138 // (max(map(len, names), default=1) + 1)))
     lines = math.ceil(len(others) / wide)
     wide, strip = math.ceil(len(others) / max(lines, 1)), min(0.045 * lines, 0.15)
     grid, left = section.grid, 0.12
@@ -184,9 +186,9 @@ def heatmap_figure(run: Mapping[str, Any], entry: Entry, section: Section, colou
             value = excess_of(cells[x, y])
             face = colours.blank if value is None else colours.steps[step_of(value, edges)]
             sign = "" if not is_exact(cells[x, y]) or value is None else " ≠" if value else " ="
-            ax.text(x, y, cut(name, 170 // wide) + sign, ha="center", va="center", fontsize=8.5, color=ink_on(face),
+            ax.text(x, y, cut(name, 142 // wide) + sign, ha="center", va="center", fontsize=8.5, color=ink_on(face),
                     bbox={"fc": face, "ec": "none", "pad": 1})  # fmt: skip
-    _heatmap_key(figure, edges, colours, exact=any(map(is_exact, section.rows)))
+    _heatmap_key(figure, edges, colours, section.rows)
     footnote(figure, exact_words(section.rows) + left_out(entry, section), colours)
     return figure
 
@@ -235,8 +237,8 @@ def _cells(
     ax.tick_params(length=0)
 
 
-def _heatmap_key(figure: Figure, edges: Sequence[float], colours: Theme, *, exact: bool) -> None:
-    """The steps with their borders, the verdicts above them, and the marks that are no colour."""
+def _heatmap_key(figure: Figure, edges: Sequence[float], colours: Theme, rows: Sequence[Row]) -> None:
+    """The steps with their borders, the verdicts above them, and those marks that occur."""
     ax = figure.add_axes((0.12, 0.075, 0.4, 0.026))
     ax.imshow([[to_rgb(step) for step in colours.steps]], aspect="auto")
     ax.set_xticks(np.arange(len(edges)) + 0.5, [short(float(f"{edge:.2g}")) for edge in edges])
@@ -248,9 +250,11 @@ def _heatmap_key(figure: Figure, edges: Sequence[float], colours: Theme, *, exac
         if border is not None:
             ax.plot([border] * 2, [-1.2, 0.5], color=colours.ink, lw=1.6, clip_on=False)
     ax.set_ylim(0.5, -0.5)
-    marks = [Patch(fc=colours.blank, ec=colours.muted, lw=0, hatch=HATCH[v], label=v) for v in HATCH]
+    found = {row["verdict"] for row in rows}
+    marks = [Patch(fc=colours.blank, ec=colours.muted, lw=0, hatch=HATCH[v], label=v) for v in HATCH if v in found]
     frame = Patch(fc="none", ec=colours.ink, lw=1.3, label="source of a divergence")
-    cross = Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite")
-    equal = [Line2D([], [], lw=0, label="=  equal bit for bit")] * exact
-    figure.legend(handles=[*marks, cross, frame, *equal], loc="center left", bbox_to_anchor=(0.545, 0.087),
-                  ncols=3 if exact else 5, columnspacing=1.3, handlelength=1.5, fontsize=8.5)  # fmt: skip
+    sources = [frame] * any(row.get("source") for row in rows)
+    equal = [Line2D([], [], lw=0, label="=  equal bit for bit")] * any(map(is_exact, rows))
+    handles = [*sources, *cross(colours, (row for row in rows if not is_exact(row))), *marks, *equal]
+    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.545, 0.087), ncols=3,
+                  columnspacing=1.3, handlelength=1.5, fontsize=8.5)  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from parity.sections import group_of, spans
 
@@ -26,33 +26,84 @@ _LIMITS = {
 }  # fmt: skip
 _WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
-Stats = Mapping[str, Any]
 # How bad (0: not at all), and the figures in words.
 Finding = tuple[float, str]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A checkpoint's figures as far as they are usable."""
+# A row that was looked at and is healthy.
+_FINE: Finding = (0.0, "")
+
+
+class _Side(NamedTuple):
+    """One side's figures as far as they are usable.
+
+    Attributes:
+        bad: how many values are NaN, how many infinite; None where neither is known.
+        ends: smallest and largest value; None unless both are finite.
+        rms, headroom, absmax: None where they are no numbers.
+    """
+
+    bad: tuple[int, int] | None
+    ends: tuple[float, float] | None
+    rms: float | None
+    headroom: float | None
+    absmax: float | None
+
+
+class _Row(NamedTuple):
+    """A checkpoint's figures. `dtype` is the candidate's, where it is a floating-point one; so `reference_dtype`."""
 
     row: Mapping[str, Any]
-    reference: Stats
-    candidate: Stats
+    reference: _Side
+    candidate: _Side
+    dtype: str | None
+    reference_dtype: str | None
 
-    @property
-    def dtype(self) -> str | None:
-        """The candidate's, where it is a floating-point one."""
-        found = self.row.get("dtype")
-        return found if isinstance(found, str) and found in _LIMITS else None
 
-    @property
-    def reference_dtype(self) -> str | None:
-        """The reference's: headroom times absmax is its largest number; else the candidate's."""
-        headroom, absmax = number(self.reference.get("headroom")), number(self.reference.get("absmax"))
-        if headroom is None or absmax is None:
-            return self.dtype
-        told = [name for name, (most, _) in _LIMITS.items() if math.isclose(headroom * absmax, most, rel_tol=1e-5)]
-        return told[0] if told else self.dtype
+def _side(stats: Any) -> _Side:
+    if not isinstance(stats, Mapping):
+        return _NO_SIDE
+    get = stats.get
+    return _Side(
+        _bad_values(get("nan"), get("inf")), _ends(number(get("min")), number(get("max"))),
+        number(get("rms")), number(get("headroom")), number(get("absmax")),
+    )  # fmt: skip
+
+
+_NO_SIDE = _Side(None, None, None, None, None)
+
+
+def _row(row: Mapping[str, Any]) -> _Row:
+    dtype = row.get("dtype")
+    dtype = dtype if isinstance(dtype, str) and dtype in _LIMITS else None
+    reference = _side(row.get("reference"))
+    return _Row(row, reference, _side(row.get("candidate")), dtype, _dtype_of(reference, dtype))
+
+
+def _dtype_of(side: _Side, likely: str | None) -> str | None:
+    """A dtype from a side's figures: headroom times absmax is its largest number; else the `likely` one."""
+    if side.headroom is None or side.absmax is None:
+        return likely
+    most = side.headroom * side.absmax
+    if likely and math.isclose(most, _LIMITS[likely][0], rel_tol=1e-5):
+        return likely
+    return next((name for name, (own, _) in _LIMITS.items() if math.isclose(most, own, rel_tol=1e-5)), likely)
+
+
+def _bad_values(nan: Any, inf: Any) -> tuple[int, int] | None:
+    if type(nan) is type(inf) is int and 0 <= nan < 1 << 53 and 0 <= inf < 1 << 53:
+        return nan, inf
+    counts = number(nan), number(inf)
+    if counts == (None, None):
+        return None
+    nan, inf = (int(count) if count is not None and 0 < count < math.inf else 0 for count in counts)
+    return nan, inf
+
+
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -111,6 +162,8 @@ def examine(run: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str
 
 def number(value: Any) -> float | None:
     """A figure of ``parity.json``, NaN and infinities spelled out or not; None for what is no number."""
+    if type(value) is float:
+        return value
     if isinstance(value, str):
         return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -123,13 +176,14 @@ def number(value: Any) -> float | None:
 
 def _examined(run: Mapping[str, Any]) -> list[tuple[_Check, _Seen]]:
     seen = [_Seen() for _ in CHECKS]
+    looks = [(check.look, so_far) for check, so_far in zip(CHECKS, seen, strict=True)]
     for index, label, one in _rows(run):
-        for check, so_far in zip(CHECKS, seen, strict=True):
-            found = check.look(one)
+        for look, so_far in looks:
+            found = look(one)
             if found is None:
                 continue
             so_far.looked += 1
-            if found[0] > 0:
+            if found is not _FINE and found[0] > 0:
                 _enter(so_far, found, one.row["name"], index, label)
     return list(zip(CHECKS, seen, strict=True))
 
@@ -143,8 +197,7 @@ def _rows(run: Mapping[str, Any]) -> Iterator[tuple[int, str, _Row]]:
         label = " · ".join(str(entry[key]) for key in ("name", "dtype", "mode") if key in entry)
         for row in entry["checkpoints"]:
             if isinstance(row, Mapping) and isinstance(row.get("name"), str):
-                sides = [side if isinstance(side, Mapping) else {} for side in map(row.get, ("reference", "candidate"))]
-                yield index, label, _Row(row, *sides)
+                yield index, label, _row(row)
 
 
 def _enter(seen: _Seen, found: Finding, name: str, index: int, label: str) -> None:
@@ -179,43 +232,35 @@ def _alert(check: _Check, seen: _Seen) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bad_values(stats: Stats) -> tuple[int, int] | None:
-    """Counts of NaN and of infinities; None where they are not known."""
-    counts = [number(stats.get(key)) for key in ("nan", "inf")]
-    if counts[0] is None and counts[1] is None:
-        return None
-    nan, inf = (int(count) if count is not None and 0 < count < math.inf else 0 for count in counts)
-    return nan, inf
-
-
 def _candidate_not_finite(one: _Row) -> Finding | None:
-    found, expected = _bad_values(one.candidate), _bad_values(one.reference)
-    if found is None or (expected is not None and sum(expected)):
+    found, expected = one.candidate.bad, one.reference.bad
+    if found is None or (expected is not None and any(expected)):
         return None
+    if not any(found):
+        return _FINE
     return float(sum(found)), f"{found[0]:,} NaN and {found[1]:,} infinite values, none in the reference"
 
 
 def _reference_not_finite(one: _Row) -> Finding | None:
-    found = _bad_values(one.reference)
-    return found and (float(sum(found)), f"{found[0]:,} NaN and {found[1]:,} infinite values in the reference")
+    found = one.reference.bad
+    if found is None or not any(found):
+        return None if found is None else _FINE
+    return float(sum(found)), f"{found[0]:,} NaN and {found[1]:,} infinite values in the reference"
 
 
 def _headrooms(one: _Row) -> list[tuple[float, str, str]]:
     """(headroom, side, dtype) of the sides whose values are of a floating-point dtype."""
-    found = []
-    sides = (("candidate", one.candidate, one.dtype), ("reference", one.reference, one.reference_dtype))
-    for side, stats, dtype in sides:
-        room = number(stats.get("headroom"))
-        if dtype and room is not None and room > 0:
-            found.append((room, side, dtype))
-    return found
+    sides = (
+        (one.candidate.headroom, "candidate", one.dtype), (one.reference.headroom, "reference", one.reference_dtype)
+    )  # fmt: skip
+    return [(room, side, dtype) for room, side, dtype in sides if dtype and room is not None and room > 0]
 
 
 def _saturated(one: _Row) -> Finding | None:
     known = _headrooms(one)
     full = [(side, dtype) for room, side, dtype in known if room <= 1 + 1e-6]
-    if not known or not full:
-        return (0.0, "") if known else None
+    if not full:
+        return _FINE if known else None
     words = " and ".join(f"the {side}'s largest value is {dtype}'s largest number" for side, dtype in full)
     return float(len(full)), words
 
@@ -226,49 +271,47 @@ def _near_overflow(one: _Row) -> Finding | None:
         return None
     room, side, dtype = min(known)
     if not 1 + 1e-6 < room < HEADROOM:
-        return 0.0, ""
+        return _FINE
     others = [f", the reference's {other:.3g}" for other, whose, _ in known if whose == "reference" != side]
     return 1 / room, f"the {side}'s headroom in {dtype} is {room:.3g}{''.join(others)}"
 
 
-def _ends(stats: Stats) -> tuple[float, float] | None:
-    low, high = number(stats.get("min")), number(stats.get("max"))
-    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        return None
-    return low, high
-
-
 def _zeros(one: _Row) -> Finding | None:
-    ours, theirs = _ends(one.candidate), _ends(one.reference)
+    ours, theirs = one.candidate.ends, one.reference.ends
     if ours is None or theirs is None or theirs == (0.0, 0.0):
         return None
-    return float(ours == (0.0, 0.0)), f"all zeros, where the reference is {_range(theirs)}"
+    return (1.0, f"all zeros, where the reference is {_range(theirs)}") if ours == (0.0, 0.0) else _FINE
 
 
 def _constant(one: _Row) -> Finding | None:
-    ours, theirs = _ends(one.candidate), _ends(one.reference)
+    ours, theirs = one.candidate.ends, one.reference.ends
     if ours is None or theirs is None or theirs[0] == theirs[1]:
         return None
-    same = ours[0] == ours[1] != 0.0
-    return float(same), f"every value is {ours[0]:.4g}, where the reference is {_range(theirs)}"
+    if not ours[0] == ours[1] != 0.0:
+        return _FINE
+    return 1.0, f"every value is {ours[0]:.4g}, where the reference is {_range(theirs)}"
 
 
 def _denormal(one: _Row) -> Finding | None:
-    rms, expected = number(one.candidate.get("rms")), number(one.reference.get("rms"))
+    rms, expected = one.candidate.rms, one.reference.rms
     if one.dtype is None or rms is None or not rms > 0:
         return None
     least = _LIMITS[one.dtype][1]
+    if rms >= least:
+        return _FINE
     said = f" (the reference's {expected:.3g})" if expected is not None else ""
-    return (least / rms if rms < least else 0.0), f"rms {rms:.3g}{said}; {one.dtype} is normal from {least:.3g} on"
+    return least / rms, f"rms {rms:.3g}{said}; {one.dtype} is normal from {least:.3g} on"
 
 
 def _dtype_differs(one: _Row, wider: bool) -> Finding | None:
     # What a comparison reads was written by somebody, in a dtype that files have.
-    if one.dtype is None or one.row.get("evidence") is not None or number(one.reference.get("absmax")) is None:
+    if one.dtype is None or one.reference.absmax is None or one.row.get("evidence") is not None:
         return None
+    if one.reference_dtype == one.dtype:
+        return _FINE
     ours, theirs = _WIDTH[one.dtype], _WIDTH[one.reference_dtype or one.dtype]
     off = ours > theirs if wider else ours < theirs
-    return float(off), f"{one.dtype}, the reference has {one.reference_dtype}"
+    return (1.0, f"{one.dtype}, the reference has {one.reference_dtype}") if off else _FINE
 
 
 def _outside(one: _Row) -> Finding | None:
@@ -292,11 +335,11 @@ def _documented(one: _Row, verdict: str, *, same: bool) -> Finding | None:
     found = one.row.get("range")
     if not isinstance(found, Mapping) or found.get("verdict") not in ("inside", "outside", "absent"):
         return None
-    ours, theirs = _ends(one.candidate), _ends(one.reference)
-    if theirs is None or sum(_bad_values(one.reference) or ()):
+    ours, theirs = one.candidate.ends, one.reference.ends
+    if theirs is None or any(one.reference.bad or ()):
         return None
     if found["verdict"] != verdict or _alike(ours, theirs) != same:
-        return 0.0, ""
+        return _FINE
     low, high, factor = (number(found.get(key)) for key in ("low", "high", "factor"))
     documented = _range((low, high)) if low is not None and high is not None else "another range"
     badness = 1.0 if factor is None or math.isnan(factor) else factor if verdict == "outside" else 1 / max(factor, 1e-9)

@@ -26,7 +26,7 @@ from parity.layouts.lora import Adapter
 from parity.names import Graph, parse
 from parity.ports import Port, Session, State
 from parity.rounding import CONSTANT, jitter, round_state
-from parity.stats import ArrayStats, Error, describe, distance, error, mismatches
+from parity.stats import ArrayStats, Error, binades, describe, distance, error, mismatches
 from parity.timing import Clock, Timed
 
 Row = dict[str, Any]
@@ -62,6 +62,7 @@ class StageResult:
         stats: side -> full statistics by checkpoint, for the trace.
         pictures: checkpoint -> the reference's and the candidate's, B H W 3 in 0…1, where each port fed itself.
         profiles: mode -> checkpoint that is no match -> where in the array the error lies.
+        histograms: the same -> `parity.stats.ArrayStats.histogram` of the candidate, in modes that `stats` is not of.
         seconds: ``SIDE.load``, ``SIDE.run`` of truth, reference and candidate, and ``stage`` for all of it.
     """
 
@@ -70,6 +71,7 @@ class StageResult:
     stats: dict[str, dict[str, ArrayStats]] = field(default_factory=dict)
     pictures: Pictures = field(default_factory=dict)
     profiles: dict[str, dict[str, list[profiles.Axis]]] = field(default_factory=dict)
+    histograms: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -127,6 +129,7 @@ class _Measured:
     against_reference: Row = field(default_factory=dict)
     worst: list[worst.Element] | None = None
     profiles: list[profiles.Axis] = field(default_factory=list)
+    histogram: tuple[int, ...] = ()
 
 
 class Lockstep:
@@ -215,6 +218,10 @@ class Lockstep:
             mode: {name: one.profiles for name, one in of_mode.items() if one.profiles}
             for mode, of_mode in measured.items()
         }
+        result.histograms = {
+            mode: {name: one.histogram for name, one in of_mode.items() if one.histogram}
+            for mode, of_mode in measured.items() if mode != self.unit.modes[-1]
+        }  # fmt: skip
         if "candidate" in prepared.after and "truth" in prepared.after:
             before, after = chains["reference"], prepared.after["reference"]
             # What a stage hands on as it got it says nothing about the stage.
@@ -320,7 +327,7 @@ class Lockstep:
         """Everything about the candidate's array; afterwards it is not needed any more.
 
         Args:
-            shown: its distribution goes into the trace; that of one mode is enough.
+            shown: its distribution goes into the trace; of other modes there is that of what is no match.
         """
         one.shape, one.dtype = value.shape, value.dtype.name
         if value.size == 0:
@@ -334,7 +341,9 @@ class Lockstep:
                 one.mismatches = mismatches(value, right)
             one.error = error(value, right)
             one.worst = worst.of_measured(value, right, one.error, floor)
-            one.profiles = profiles.measure(value, right) if one.worst else []
+            if one.worst:
+                one.profiles = profiles.measure(value, right)
+                one.histogram = () if shown else binades(value)
             far = distance(value, prepared.reference[name])
             one.against_reference = {
                 "rmse": far.rmse, "max_abs": far.max_abs, "max_at": list(far.max_at),

@@ -40,6 +40,8 @@ _REPEATED = re.compile(
 
 # A longer name is no path of ours: its index may have too many digits, its steps may lie too deep in each other.
 LONGEST = 1000
+# Names of the largest graph, each asked about again and again.
+_REMEMBERED = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Parts:
     stream: str | None = None
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_REMEMBERED)
 def parse(name: str) -> Parts:
     """Take a checkpoint name apart; a name outside of what repeats is its own kind."""
     match = _REPEATED.fullmatch(name) if len(name) <= LONGEST else None

@@ -11,6 +11,7 @@ from typing import Any
 
 from parity.errors import UsageError
 from parity.plotstyle import cut, excess_of, limits
+from parity.rundiff import STEPS
 from parity.sections import Entry, Kind, Row, Section, drawn, heading, sections
 
 Run = Mapping[str, Any]
@@ -18,8 +19,8 @@ Run = Mapping[str, Any]
 MOST = 5
 LABEL = 24
 # Borders of the factor by which an excess changes, and how they are written; the middle step is no change.
-EDGES = (0.05, 0.2, 0.5, 2.0, 5.0, 20.0)
-BORDERS = ("÷20", "÷5", "÷2", "×2", "×5", "×20")
+EDGES = (*(1 / step for step in reversed(STEPS)), *STEPS)
+BORDERS = (*(f"÷{step:g}" for step in reversed(STEPS)), *(f"×{step:g}" for step in STEPS))
 
 
 @dataclass(frozen=True)
@@ -196,10 +197,13 @@ def differences(runs: Mapping[str, Run]) -> str:
 
 def _told(run: Run) -> dict[str, str]:
     weights, environment = run.get("weights") or {}, run.get("environment") or {}
-    told = {"weights": str(weights.get("path", ""))}
+    ports = run.get("ports") or {}
+    told = {"weights": str(weights.get("path", "")), "port": str(ports.get("candidate", ""))}
+    # What changes with what else the machine does says little; it stands last, or not at all.
+    late = {}
     for side in ("candidate", "reference", "host"):
         of_side = environment.get(side)
         for key, value in of_side.items() if isinstance(of_side, Mapping) else ():
-            if isinstance(value, str | int | float):
-                told[f"{side} {cut(str(key), 24)}"] = str(value)
-    return told
+            if isinstance(value, str | int | float) and key not in ("port", "units_at_once"):
+                (late if key == "threads" else told)[f"{side} {cut(str(key), 24)}"] = str(value)
+    return told | late

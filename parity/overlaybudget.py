@@ -8,7 +8,7 @@ from parity import budget
 from parity.budgetplots import STYLES
 from parity.overlay import Overlay, differences
 from parity.overlaystyle import handles_of, page_of, styles_of
-from parity.plotstyle import Theme, cut, footnote, index_axis, key, log_axis, log_line
+from parity.plotstyle import Theme, footnote, index_axis, key, log_axis, log_line
 from parity.sections import stream_title
 
 Lines = dict[str, dict[int, float]]
@@ -27,8 +27,8 @@ def budget_overlay(one: Overlay, colours: Theme) -> Figure:
     streams = list(dict.fromkeys(stream for of in blocks.values() for stream in of))
     panels = {(stream, part): _lines(blocks, stream, part) for stream in streams for part in STYLES}
     values = [v for lines in panels.values() for line in lines.values() for v in line.values() if v]
-    places = figure.add_gridspec(len(streams), len(STYLES), left=0.065, right=0.965, top=0.79, bottom=0.11, wspace=0.08,
-                                 hspace=0.24)  # fmt: skip
+    places = figure.add_gridspec(len(streams), len(STYLES), left=0.075, right=0.965, top=0.79, bottom=0.11, wspace=0.08,
+                                 hspace=0.34)  # fmt: skip
     for i, ((stream, part), lines) in enumerate(panels.items()):
         row, column = divmod(i, len(STYLES))
         ax = figure.add_subplot(places[row, column], title=f"{part}, {stream_title(stream)}")
@@ -41,9 +41,9 @@ def budget_overlay(one: Overlay, colours: Theme) -> Figure:
         if not any(lines.values()):
             ax.text(0.5, 0.5, "not known: no run had --original", transform=ax.transAxes, ha="center", va="center",
                     color=colours.muted, style="italic")  # fmt: skip
-    key(figure, handles_of(one, colours)[:-1])
+    key(figure, handles_of(one, colours))
     words = "On the lower edge: nothing, the port is as near to truth as the reference or nearer. "
-    footnote(figure, cut(words + differences(one.runs), 190), colours)
+    footnote(figure, words + differences(one.runs), colours)
     return figure
 
 

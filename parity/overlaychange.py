@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from parity.errorplots import divide
 from parity.overlay import BORDERS, EDGES, Overlay, change, differences, step_of_change, turned
-from parity.plotstyle import SIZE, Theme, cut, footnote, index_axis, page
+from parity.plotstyle import SIZE, Theme, cut, footnote, index_axis, ink_on, page
 from parity.sections import Kind
 
 
@@ -24,7 +24,7 @@ def change_figure(one: Overlay, colours: Theme) -> Figure:
                   "an excess below 1 counts as 1", what=one.heading())  # fmt: skip
     columns = 1 if len(others) == 1 else 2
     deep = math.ceil(len(others) / columns)
-    kinds, absent = one.kinds, False
+    kinds, absent, worse = one.kinds, False, False
     # A few rows need not be as tall as the page.
     bottom = max(0.2, 0.835 - 0.1 * len(kinds)) if deep == 1 else 0.2
     places = figure.add_gridspec(deep, columns, left=0.12, right=0.965, top=0.835, bottom=bottom, wspace=0.05,
@@ -35,14 +35,15 @@ def change_figure(one: Overlay, colours: Theme) -> Figure:
         ax = figure.add_subplot(places[i // columns, i % columns])
         counts = _cells(ax, one, kinds, label, colours)
         absent |= counts["absent"] > 0
+        worse |= counts["down"] > 0
         ax.set_title(f"{label}: {_said(counts)}", fontsize=10.5 if columns == 1 else 9)
         index_axis(ax, one.span, one.section.unit, most=12 // columns, label=i + columns >= len(others))
         ax.set_xlim(one.span[0] - 0.5, one.span[-1] + 0.5)
         names = [cut(kind if len(one.section.streams) == 1 else f"{stream}.{kind}", 22) for stream, kind in kinds]
         ax.set_yticks(range(len(kinds)), names if i % columns == 0 else [""] * len(kinds),
                       fontsize=min(8.5, 0.86 * room))  # fmt: skip
-    _key(figure, colours, absent=absent)
-    footnote(figure, cut(_others(one, others) + differences(one.runs), 190), colours)
+    _key(figure, colours, absent=absent, worse=worse)
+    footnote(figure, _others(one, others) + differences(one.runs), colours)
     return figure
 
 
@@ -89,7 +90,8 @@ def _cells(ax: Axes, one: Overlay, kinds: list[Kind], label: str, colours: Theme
             counts["up"] += turn < 0
             counts["down"] += turn > 0
             if turn > 0:
-                ax.add_patch(Rectangle((x - 0.4, y - 0.4), 0.8, 0.8, fc="none", ec=colours.ink, lw=1 if wide else 0.6))
+                ax.add_patch(Rectangle((x - 0.4, y - 0.4), 0.8, 0.8, fc="none", ec=ink_on(steps[step]),
+                                       lw=1 if wide else 0.6))  # fmt: skip
     extent = (span[0] - 0.5, span[-1] + 0.5, len(kinds) - 0.5, -0.5)
     ax.imshow(picture, aspect="auto", interpolation="nearest", extent=extent)
     ax.hlines(np.arange(len(kinds) - 1) + 0.5, *extent[:2], color=colours.page, lw=1)
@@ -104,7 +106,7 @@ def _cells(ax: Axes, one: Overlay, kinds: list[Kind], label: str, colours: Theme
     return counts
 
 
-def _key(figure: Figure, colours: Theme, *, absent: bool) -> None:
+def _key(figure: Figure, colours: Theme, *, absent: bool, worse: bool) -> None:
     ax = figure.add_axes((0.12, 0.075, 0.4, 0.026))
     ax.imshow([[to_rgb(step) for step in colours.changes]], aspect="auto")
     ax.set_xticks(np.arange(len(EDGES)) + 0.5, BORDERS)
@@ -114,7 +116,7 @@ def _key(figure: Figure, colours: Theme, *, absent: bool) -> None:
     for x, word in ((1, "better"), (3, "no change"), (5, "worse")):
         ax.text(x, -0.75, word, ha="center", va="bottom", fontsize=9, fontweight="bold")
     ax.set_ylim(0.5, -0.5)
-    handles = [Patch(fc="none", ec=colours.ink, lw=1.3, label="verdict got worse")]
+    handles = [Patch(fc="none", ec=colours.ink, lw=1.3, label="verdict got worse")] * worse
     if absent:
         handles += [Patch(fc=colours.blank, ec=colours.muted, lw=0, hatch="////", label="not judged in both runs")]
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.545, 0.087), ncols=2, columnspacing=1.3,

@@ -19,7 +19,6 @@ from parity.overlaychange import change_figure
 from parity.overlaystyle import DASHES, handles_of, page_of, styles_of
 from parity.plotstyle import (
     Theme,
-    cut,
     excess_of,
     footnote,
     index_axis,
@@ -40,6 +39,8 @@ from parity.stepcurve import STREAM, has_steps
 
 # Panels of a stream beside the panel of all checkpoints.
 ACROSS, DOWN = 4, 2
+# Dashes of the lines between verdicts.
+BORDER = (0, (5, 3))
 
 
 def plan(runs: Mapping[str, Run], kinds: Collection[str] = ()) -> list[tuple[str, Callable[[Theme], Figure]]]:
@@ -76,6 +77,12 @@ def _floor_line(colours: Theme) -> Line2D:
     return Line2D([], [], color=colours.muted, lw=1.2, ls=DASHES, label="floor of each run")
 
 
+def _border_line(one: Overlay, colours: Theme) -> Line2D:
+    match, suspect = limits(one.runs[one.labels[0]])
+    said = f"suspect above {match:g}, diverged above {suspect:g}"
+    return Line2D([], [], color=colours.ink, lw=1, ls=BORDER, label=said)
+
+
 def errors_overlay(one: Overlay, colours: Theme) -> Figure:
     """Relative RMSE of each run and its floor for the kinds with the largest excess, and all checkpoints' excess."""
     figure = page_of(one, colours, "Error against the floor", "relative RMSE against truth, a line a run; the floor "
@@ -84,7 +91,7 @@ def errors_overlay(one: Overlay, colours: Theme) -> Figure:
     values = [v for line in lines for kind in line for rows in one.rows(kind).values()
               for part in ("floor", "rel_rmse") for v in points_of(rows, part).values()]  # fmt: skip
     deep, across = len(lines), max(map(len, lines))
-    places = figure.add_gridspec(deep, across, left=0.065, right=0.655, top=0.79, bottom=0.11, wspace=0.12, hspace=0.24)
+    places = figure.add_gridspec(deep, across, left=0.075, right=0.655, top=0.79, bottom=0.11, wspace=0.12, hspace=0.36)
     styles = styles_of(one, colours)
     for i, line in enumerate(lines):
         for j, kind in enumerate(line):
@@ -98,10 +105,10 @@ def errors_overlay(one: Overlay, colours: Theme) -> Figure:
                 log_line(ax, points_of(rows, "floor"), colours, **floor)
                 log_line(ax, points_of(rows, "rel_rmse"), colours, **styles[label])
     _shares(figure.add_axes((0.735, 0.11, 0.23, 0.68), title="all checkpoints"), one, colours)
-    key(figure, handles_of(one, colours, _floor_line(colours), counted=True))
+    key(figure, handles_of(one, colours, _floor_line(colours), _border_line(one, colours), counted=True))
     shown, total = sum(map(len, lines)), len(one.kinds)
     some = f"{shown} of {total} kinds, those with the largest excess in any run. " if shown < total else ""
-    footnote(figure, cut(some + differences(one.runs), 190), colours)
+    footnote(figure, some + differences(one.runs), colours)
     return figure
 
 
@@ -132,11 +139,8 @@ def _shares(ax: Axes, one: Overlay, colours: Theme) -> None:
     match, suspect = limits(one.runs[one.labels[0]])
     log_axis(ax, [v for line in excesses.values() for v in line] + [match / 10, suspect * 3], along="x", pad=1.6)
     low, high = ax.get_xlim()
-    for value, verdict, side, off in ((match, "match", "right", -3), (suspect, "suspect", "left", 3)):
-        ax.axvline(value, color=colours.ink, lw=1, ls=(0, (5, 3)))
-        ax.annotate(f"{verdict}: up to {value:g}", (value, 0.03), xycoords=ax.get_xaxis_transform(), xytext=(off, 0),
-                    textcoords="offset points", ha=side, fontsize=8.5, fontweight="bold", rotation=90, va="bottom",
-                    bbox={"fc": colours.panel, "ec": "none", "alpha": 0.75, "pad": 1}, zorder=6)  # fmt: skip
+    for value in (match, suspect):
+        ax.axvline(value, color=colours.ink, lw=1, ls=BORDER)
     for label, style in styles_of(one, colours).items():
         line = excesses[label]
         if line:
@@ -180,7 +184,7 @@ def growth_overlay(one: Overlay, colours: Theme) -> Figure:
                         textcoords="offset points", ha="right" if right else "left", color=colours.documented,
                         fontweight="bold", zorder=7)  # fmt: skip
     key(figure, handles_of(one, colours, Line2D([], [], color=colours.muted, lw=9, alpha=0.35, label="reference")))
-    footnote(figure, cut(differences(one.runs), 190), colours)
+    footnote(figure, differences(one.runs), colours)
     return figure
 
 
@@ -195,7 +199,7 @@ def ranges_overlay(one: Overlay, colours: Theme) -> Figure:
     figure = page_of(one, colours, "Activation ranges", text, mode=False)
     panels, span, known = panels_of(one.section), one.span, False
     deep, wide = len(panels), max(map(len, panels))
-    places = figure.add_gridspec(deep, wide, left=0.07, right=0.985, top=0.79, bottom=0.11, wspace=0.36, hspace=0.24)
+    places = figure.add_gridspec(deep, wide, left=0.07, right=0.985, top=0.79, bottom=0.11, wspace=0.42, hspace=0.36)
     for i, line in enumerate(panels):
         for j, kind in enumerate(line):
             ax = figure.add_subplot(places[i, j], title=".".join(kind))
@@ -213,10 +217,10 @@ def ranges_overlay(one: Overlay, colours: Theme) -> Figure:
                 known = True
                 _bands(ax, documented, span, colours)
     band = Line2D([], [], color=colours.documented, lw=2.6, label="documented range")
-    key(figure, handles_of(one, colours, *([band] if known else []))[:-1])
+    key(figure, handles_of(one, colours, *([band] if known else [])))
     shown = sum(map(len, panels))
     some = f"{shown} of {len(one.section.grid)} kinds. " if shown < len(one.section.grid) else ""
-    footnote(figure, cut(some + differences(one.runs), 190), colours)
+    footnote(figure, some + differences(one.runs), colours)
     return figure
 
 
@@ -224,7 +228,9 @@ def _bands(ax: Axes, documented: np.ndarray, span: range, colours: Theme) -> Non
     """Edges of the documented range; a mark for a single block is wide enough to be seen."""
     xs = np.flatnonzero(np.isfinite(documented[0]))
     half = 0.5 if len(xs) > 2 else max(0.5, len(span) / 14)
-    for end in documented[:, xs]:
+    low, high = documented[:, xs]
+    ax.bar(xs + span[0], high - low, bottom=low, width=2 * half, color=colours.documented, alpha=0.15, lw=0, zorder=1)
+    for end in (low, high):
         ax.hlines(end, xs + span[0] - half, xs + span[0] + half, color=colours.documented, lw=2.6, zorder=5)
 
 
@@ -238,7 +244,7 @@ def steps_overlay(one: Overlay, colours: Theme) -> Figure:
               for v in points_of(rows, part).values()]  # fmt: skip
     columns = min(len(kinds), 2)
     deep = math.ceil(len(kinds) / columns)
-    places = figure.add_gridspec(deep, columns, left=0.07, right=0.965, top=0.79, bottom=0.1, wspace=0.1, hspace=0.28)
+    places = figure.add_gridspec(deep, columns, left=0.08, right=0.965, top=0.79, bottom=0.1, wspace=0.1, hspace=0.32)
     for i, kind in enumerate(kinds):
         ax = figure.add_subplot(places[i // columns, i % columns], title=f"{kind[1]}: {STEP_KINDS[kind[1]]}")
         index_axis(ax, one.span, one.section.unit, most=12, label=i + columns >= len(kinds))
@@ -250,7 +256,7 @@ def steps_overlay(one: Overlay, colours: Theme) -> Figure:
             log_line(ax, points_of(rows, "floor"), colours, **style)
             log_line(ax, points_of(rows, "rel_rmse"), colours, **styles[label])
     key(figure, handles_of(one, colours, _floor_line(colours)))
-    footnote(figure, cut(differences(one.runs), 190), colours)
+    footnote(figure, differences(one.runs), colours)
     return figure
 
 
@@ -270,7 +276,7 @@ def sequence_overlay(one: Overlay, colours: Theme) -> Figure:
         log_axis(ax, [*values, match / 10, suspect * 3], along="x", pad=1.5)
         low, high = ax.get_xlim()
         for border in (match, suspect):
-            ax.axvline(border, color=colours.ink, lw=1, ls=(0, (5, 3)), zorder=1)
+            ax.axvline(border, color=colours.ink, lw=1, ls=BORDER, zorder=1)
         for y, row in enumerate(shown):
             ends = {label: excess_of(mine) for label, mine in by_name[row["name"]].items() if not is_exact(mine)}
             ends = {label: min(max(value, low), high) for label, value in ends.items() if value is not None}
@@ -282,12 +288,9 @@ def sequence_overlay(one: Overlay, colours: Theme) -> Figure:
                 ax.plot([value], [y], "x" if infinite else styles[label]["marker"], **style)
 
     layout(figure, rows, one.section, {"excess: error over floor": excess}, colours, behind=0.012)
-    border = Line2D(
-        [], [], color=colours.ink, lw=1, ls=(0, (5, 3)), label=f"suspect above {match:g}, diverged above {suspect:g}"
-    )
-    key(figure, handles_of(one, colours, border, counted=True))
+    key(figure, handles_of(one, colours, _border_line(one, colours), counted=True))
     some = f"{len(rows)} of {len(worst)} checkpoints, those with the largest excess. " if len(rows) < len(worst) else ""
-    footnote(figure, cut(some + differences(one.runs), 190), colours)
+    footnote(figure, some + differences(one.runs), colours)
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from parity.overlay import Overlay
-from parity.plotstyle import Theme, page
+from parity.plotstyle import Theme, cross, page
 
 MARKS = ("o", "s", "^", "D", "v")
 DASHES = (0, (2, 1.5))
@@ -38,7 +38,7 @@ def page_of(one: Overlay, colours: Theme, title: str, text: str, *, mode: bool =
 
 
 def handles_of(one: Overlay, colours: Theme, *more: Line2D, counted: bool = False) -> list[Line2D]:
-    """The legend: runs, what else there is, and crosses."""
+    """The legend: runs, what else there is, and crosses where there are any."""
     styles = styles_of(one, colours)
     said = {label: f": {_verdicts(one, label)}" if counted else "" for label in styles}
     left_out = ("markevery", "zorder")
@@ -46,7 +46,7 @@ def handles_of(one: Overlay, colours: Theme, *more: Line2D, counted: bool = Fals
         *(Line2D([], [], label=label + said[label], **{k: v for k, v in style.items() if k not in left_out})
           for label, style in styles.items()),
         *more,
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *cross(colours, (row for section in one.sections.values() for row in section.rows)),
     ]  # fmt: skip
 
 

@@ -55,9 +55,8 @@ def shots(picture: Mapping[str, Any], folder: Path | None) -> list[Shot]:
     """
     found, pixels = [], {}
     for side in SIDES:
-        path = str(picture.get(side) or "")
         try:
-            data, image = _read(path, folder)
+            data, image = read_side(picture, side, folder)
         except UsageError as error:
             found.append(Shot(side, side.capitalize(), note=str(error)))
             continue
@@ -66,12 +65,13 @@ def shots(picture: Mapping[str, Any], folder: Path | None) -> list[Shot]:
     return [*found, _difference(pixels)]
 
 
-def _read(path: str, folder: Path | None) -> tuple[bytes, Image.Image]:
-    """A PNG below `folder`, as its bytes and as pixels.
+def read_side(picture: Mapping[str, Any], side: str, folder: Path | None) -> tuple[bytes, Image.Image]:
+    """One side of a picture, a PNG below `folder`, as its bytes and as pixels.
 
     Raises:
         UsageError: there is none; the sentence stands on the page.
     """
+    path = str(picture.get(side) or "")
     if folder is None:
         raise UsageError("This page was made without its run folder, which holds the pictures.")
     root = folder.resolve()
@@ -92,21 +92,32 @@ def _read(path: str, folder: Path | None) -> tuple[bytes, Image.Image]:
 
 
 def _difference(pixels: Mapping[str, np.ndarray]) -> Shot:
+    apart, title, note = amplified(pixels)
+    if apart is None:
+        return Shot("difference", title, note=note)
+    image = Image.fromarray(apart)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=9)
+    return Shot("difference", title, _address(buffer.getvalue()), note, image.width, image.height)
+
+
+def amplified(pixels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, str, str]:
+    """How far the sides are apart, [height, width, 3] of uint8, times one of `FACTORS`; a title, and what it shows.
+
+    Without both sides, or where they differ in size, there is none, and the last says why.
+    """
     if len(pixels) < len(SIDES):
-        return Shot("difference", "Difference", note="It needs both pictures.")
+        return None, "Difference", "It needs both pictures."
     reference, candidate = (pixels[side].astype(np.int16) for side in SIDES)
     if reference.shape != candidate.shape:
-        return Shot("difference", "Difference", note="The two pictures differ in size.")
+        return None, "Difference", "The two pictures differ in size."
     apart = np.abs(reference - candidate)
     factor = next(factor for factor in FACTORS if apart.max() * factor <= 255)
     off, all_of_them = int(apart.any(axis=-1).sum()), apart.shape[0] * apart.shape[1]
     title, note = f"Difference × {factor}", f"{off:,} of {all_of_them:,} pixels differ."
     if not off:
         title, note = "Difference", "The two pictures are equal."
-    image = Image.fromarray((apart * factor).astype(np.uint8))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=9)
-    return Shot("difference", title, _address(buffer.getvalue()), note, image.width, image.height)
+    return (apart * factor).astype(np.uint8), title, note
 
 
 def _address(data: bytes) -> str:

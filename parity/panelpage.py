@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity import profiles, tracefile
+from parity import histograms, profiles, tracefile
 from parity.errors import UsageError
 from parity.safetensors_header import shown
 from parity.sections import Entry, Row
@@ -21,6 +21,8 @@ from parity.stats import HISTOGRAM_LOW
 
 MOST = 600
 MOST_ELEMENTS = 5
+# Of one entry, by checkpoint.
+Found = dict[str, Any]
 _LISTS = ("error", "peak", "truth")
 
 
@@ -41,15 +43,15 @@ def panels(run: Mapping[str, Any], folder: Path | None) -> tuple[dict[int, dict[
     for entry, rows in _by_entry(run).items():
         case = run["cases"][entry]
         names = {row["name"] for _, row in rows}
-        try:
-            axes, histograms = _traces(case, folder, names) if folder else ({}, {})
-        except UsageError as error:
-            said[str(error)] = None
-            axes, histograms = {}, {}
+        before = len(said)
+        axes = _read(axes_of, case, folder, names, said)
+        counts = _read(histograms_of, case, folder, names, said)
+        if folder and len(said) == before and (missing := _missing(case, folder, rows)):
+            said[missing] = None
         for index, row in rows:
             name = row["name"]
             panel = {"worst": _worst(row), "axes": [_axis(one) for one in axes.get(name, ())],
-                     "histogram": histograms.get(name)}  # fmt: skip
+                     "histogram": counts.get(name)}  # fmt: skip
             if kept := {key: value for key, value in panel.items() if value}:
                 found[index] = kept
     return found, list(said)
@@ -69,20 +71,62 @@ def _by_entry(run: Mapping[str, Any]) -> dict[int, list[tuple[int, Row]]]:
     return dict(found)
 
 
-def _traces(case: Entry, folder: Path, names: set[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Of one entry: checkpoint -> axes, checkpoint -> histogram of both sides."""
+def _read(
+    read: Callable[..., Found], case: Entry, folder: Path | None, names: set[str], said: dict[str, None]
+) -> Found:
+    """What one of the two readers below finds; what is wrong with a file is said, and the other one reads on."""
+    try:
+        return read(case, folder, names) if folder else {}
+    except UsageError as error:
+        said[str(error)] = None
+        return {}
+
+
+def _missing(case: Entry, folder: Path, rows: Sequence[tuple[int, Row]]) -> str:
+    """What a run has written and is not there any more, in words. A comparison need not have written anything."""
     unit = f"{case['name']}.{case['dtype']}"
-    axes = profiles.of_unit(folder, unit, names).get(case["mode"], {})
+    if not tracefile.name_fits(unit) or all(row.get("evidence") for _, row in rows):
+        return ""
+    if not (folder / "trace" / unit).is_dir():
+        return f"trace/{unit}: not there, and with it the histograms and where in the arrays the errors lie"
+    if any(row.get("worst") for _, row in rows) and not (folder / "trace" / unit / profiles.FILE).is_file():
+        return f"trace/{unit}/{profiles.FILE}: not there, and with it where in the arrays the errors lie"
+    return ""
+
+
+def of_traces(case: Entry, folder: Path, names: set[str]) -> tuple[Found, Found]:
+    """`axes_of` and `histograms_of`."""
+    return axes_of(case, folder, names), histograms_of(case, folder, names)
+
+
+def axes_of(case: Entry, folder: Path, names: set[str]) -> Found:
+    """Checkpoint -> axes of `parity.profiles.of_unit`, of some checkpoints of one entry.
+
+    Raises:
+        UsageError: the file is garbled, too large, or something else.
+    """
+    return profiles.of_unit(folder, f"{case['name']}.{case['dtype']}", names).get(case["mode"], {})
+
+
+def histograms_of(case: Entry, folder: Path, names: set[str]) -> Found:
+    """Checkpoint -> histogram of both sides, of some checkpoints of one entry: binade of the first bin, counts of the
+    reference, counts of the candidate.
+
+    Raises:
+        UsageError: a file is garbled, too large, or something else.
+    """
+    unit = f"{case['name']}.{case['dtype']}"
     place = folder / "trace" / unit
     if not tracefile.name_fits(unit) or not place.is_dir():
-        return axes, {}
+        return {}
     if not place.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"trace/{shown(unit)}: leads out of the run folder")
-    sides = []
-    for side in ("reference", "candidate"):
-        mode, counts = tracefile.histograms(place / side, names)
-        sides.append(counts if mode == case["mode"] else {})
-    return axes, {name: _trimmed(sides[0][name], sides[1][name]) for name in sides[0] if name in sides[1]}
+    # The reference's arrays are the same in both modes.
+    _, reference = tracefile.histograms(place / "reference", names)
+    mode, candidate = tracefile.histograms(place / "candidate", names)
+    if mode != case["mode"]:
+        candidate = histograms.of_unit(folder, unit, names).get(case["mode"], {})
+    return {name: _trimmed(reference[name], candidate[name]) for name in reference if name in candidate}
 
 
 def _trimmed(reference: Sequence[int], candidate: Sequence[int]) -> list[Any]:

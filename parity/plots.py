@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from parity import budget, overlayplots
+from parity import budget, checkpointplots, closeup, overlayplots, pictureplots
 from parity.budgetplots import budget_figure
 from parity.errorplots import errors_figure, heatmap_figure
 from parity.errors import OutputExistsError, UsageError
@@ -33,8 +33,8 @@ from parity.stepcurve import has_steps, steps_figure
 Draw = Callable[[Mapping[str, Any], Entry, Section, Theme], Figure]
 Planned = tuple[str, Draw, Entry, Section]
 FORMATS = ("png", "svg")
-KINDS = ("ranges", "growth", "steps", "errors", "heatmap", "budget")
-DPI = 120
+KINDS = ("ranges", "growth", "steps", "errors", "heatmap", "budget", "pictures", *closeup.KINDS)
+DPI = 144
 # matplotlib writes the date and its own version otherwise, and the bytes would differ from day to day.
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
@@ -48,6 +48,8 @@ def render_plots(
     *,
     kinds: Collection[str] = (),
     cases: Collection[str] = (),
+    source: Path | None = None,
+    checkpoints: Collection[str] = (),
 ) -> list[Path]:
     """Write figures of a run into `folder`, such as ``ranges.square.float32.png``.
 
@@ -57,23 +59,39 @@ def render_plots(
         formats: of ``png`` and ``svg``.
         dark: on a dark page; ``.dark`` goes into the names.
         force: replace files that are there.
-        kinds: only these of `KINDS`; all where empty.
+        kinds: only these of `KINDS`; where empty all, of single checkpoints only where `checkpoints` names some.
         cases: only cases of these names; all where empty.
+        source: the run folder, which has the pictures and traces.
+        checkpoints: whose histograms and profiles are drawn, and nothing else where `kinds` is empty.
 
     Returns:
         the files written, in order.
 
     Raises:
-        UsageError: an unknown format, a case that the run has not, kinds of which it has nothing to show.
+        UsageError: an unknown format, a case or checkpoint that the run has not, kinds of which it has nothing to show,
+            a trace that cannot be read.
         OutputExistsError: a file is there and `force` is false; nothing has been written then.
     """
-    figures = [
-        (name, partial(draw, run, entry, section)) for name, draw, entry, section in plan(of_cases(run, cases), kinds)
+    run = of_cases(run, cases)
+    asked = kinds or (closeup.KINDS if checkpoints else ())
+    figures: list[tuple[str, Callable[[Theme], Figure]]] = [
+        (name, partial(draw, run, entry, section)) for name, draw, entry, section in plan(run, asked)
     ]
-    if kinds and not figures:
-        has = list(dict.fromkeys(name.partition(".")[0] for name, *_ in plan(of_cases(run, cases))))
-        raise UsageError(f"{_nothing(kinds)} there is {', '.join(has) or 'none'}")
+    if not asked or "pictures" in asked:
+        figures += pictureplots.plan(run, source)
+    if single := [kind for kind in closeup.KINDS if kind in asked]:
+        figures += checkpointplots.plan(run, source, single, checkpoints)
+    if asked and not figures:
+        raise UsageError(_nothing_of(run, asked, checkpoints))
     return write_figures(figures, folder, formats, dark, force)
+
+
+def _nothing_of(run: Mapping[str, Any], kinds: Collection[str], checkpoints: Collection[str]) -> str:
+    """What to say where a run has nothing of some kinds."""
+    if set(kinds) <= set(closeup.KINDS):
+        return closeup.nothing(kinds, checkpoints)
+    has = list(dict.fromkeys(name.partition(".")[0] for name, *_ in plan(run)))
+    return f"{_nothing(kinds)} there is {', '.join(has) or 'none'}"
 
 
 def render_overlays(

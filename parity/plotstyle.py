@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 Entry = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-SIZE = (13.333, 7.5)  # a 16:9 slide, in inches
+# 16:9, in inches: on a slide, and in a README 830 pixels wide, the smallest letters can be read.
+SIZE = (11.2, 6.3)
 
 MATCH, SUSPECT = 3.0, 10.0
 
@@ -184,8 +185,10 @@ def page(run: Mapping[str, Any], colours: Theme, title: str, text: str, *, what:
 
 
 def footnote(figure: Figure, text: str, colours: Theme) -> None:
-    """A line at the bottom: what a figure leaves out."""
-    figure.text(0.035, 0.02, text, fontsize=9, va="center", color=colours.muted, style="italic")
+    """A line at the bottom: what a figure leaves out; a long one in smaller letters."""
+    text = cut(text, 190)
+    size = min(9, 9 * 155 / max(len(text), 1))
+    figure.text(0.035, 0.02, text, fontsize=size, va="center", color=colours.muted, style="italic")
 
 
 def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
@@ -247,6 +250,37 @@ def log_line(ax: Axes, points: Mapping[int, float], colours: Theme, **style: Any
     alone = [x for x in shown if not {x - 1, x + 1} & shown.keys()]
     ax.plot(alone, [shown[x] for x in alone], ".", color=style["color"], ms=5)
     mark_nonfinite(ax, [x for x in points if x not in shown], colours)
+
+
+def has_nonfinite(rows: Iterable[Row]) -> bool:
+    """Whether a figure of these rows has crosses: an error, a floor or a side's values are not finite."""
+    for row in rows:
+        figures = (row.get("rel_rmse"), row.get("floor"), excess_of(row))
+        if not all(math.isfinite(float(value)) for value in figures if value is not None):
+            return True
+        if is_broken(row.get("reference")) or is_broken(row.get("candidate")):
+            return True
+    return False
+
+
+def is_broken(stats: Mapping[str, Any] | None) -> bool:
+    """Whether a side has values that are not finite."""
+    return bool(stats) and not (stats["nan"] == stats["inf"] == 0 and math.isfinite(float(stats["absmax"])))
+
+
+def cross(colours: Theme, rows: Iterable[Row]) -> list[Line2D]:
+    """The key's entry for what is not finite; none where `rows` have nothing of it."""
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite")] * has_nonfinite(rows)
+
+
+def ring(colours: Theme, rows: Iterable[Row]) -> list[Line2D]:
+    """The key's entry for sources; none where `rows` have none."""
+    from matplotlib.lines import Line2D
+
+    mark = Line2D([], [], color=colours.ink, marker="o", mfc="none", lw=0, ms=7, label="source of a divergence")
+    return [mark] * any(row.get("source") for row in rows)
 
 
 def mark_nonfinite(ax: Axes, xs: Sequence[float], colours: Theme) -> None:

@@ -16,9 +16,11 @@ from matplotlib.patches import Patch
 
 from parity.plotstyle import (
     Theme,
+    cross,
     cut,
     footnote,
     index_axis,
+    is_broken,
     key,
     log_axis,
     log_line,
@@ -54,7 +56,7 @@ def ranges_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
     deep, wide = len(panels), max(map(len, panels))
     others = section.others if len(section.others) <= FEW else []
     bottom = 0.345 if others else 0.12
-    places = figure.add_gridspec(deep, wide, left=0.07, right=0.985, top=0.805, bottom=bottom, wspace=0.36,
+    places = figure.add_gridspec(deep, wide, left=0.07, right=0.985, top=0.805, bottom=bottom, wspace=0.42,
                                  hspace=0.28 if len(section.streams) > 1 else 0.42)  # fmt: skip
     for (i, line), j in itertools.product(enumerate(panels), range(wide)):
         if j >= len(line):
@@ -73,7 +75,7 @@ def ranges_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
           for s in section.streams),
         Line2D([], [], color=colours.reference, lw=1.2, label="reference"),
         *([_documented(colours)] if any(row.get("range") for row in section.rows) else []),
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *cross(colours, section.rows),
     ])  # fmt: skip
     shown = sum(map(len, panels))
     kinds = f"{shown} of {len(section.grid)} kinds. " if shown < len(section.grid) else ""
@@ -105,8 +107,8 @@ def _beside(figure: Figure, rows: Sequence[Row], section: Section, colours: Them
     ax.set(title=f"outside the {section.unit}s", ylabel="value", xlim=(-0.6, len(rows) - 0.4))
     names = local_names(rows, section)
     # Labels stand in two lines where one has no room for them.
-    crowded = sum(map(len, names)) + 2 * len(names) > 165
-    room = max(4, (330 if crowded else 180) // len(rows))
+    crowded = sum(map(len, names)) + 2 * len(names) > 132
+    room = max(4, (270 if crowded else 145) // len(rows))
     labels = [("\n" if crowded and i % 2 else "") + cut(name, room) for i, name in enumerate(names)]
     ax.set_xticks(range(len(rows)), labels)
     ax.grid(visible=False, axis="x")
@@ -129,7 +131,9 @@ def _range_panel(
     # A mark for a single block, one bar wide among sixty, could not be seen.
     lone = np.array([width == 1 and known[max(x - 1, 0) : x + 2].sum() == 1 for x in xs], bool)
     half = np.where(lone, max(0.5, len(rows) / 14), width / 2)
-    for ends in documented[:, xs]:
+    low, high = documented[:, xs]
+    ax.bar(xs + start, high - low, bottom=low, width=2 * half, color=colours.documented, alpha=0.22, lw=0, zorder=2.5)
+    for ends in (low, high):
         ax.hlines(ends, xs + start - half, xs + start + half, color=colours.documented, lw=2.6, zorder=4)
     mark_nonfinite(ax, [start + x for x, row in enumerate(rows) if row and is_broken(row.get("candidate"))], colours)
 
@@ -157,11 +161,6 @@ def spans_of(rows: Sequence[Row | None], part: str) -> np.ndarray:
     return np.where(np.isfinite(spans).all(axis=0), spans, math.nan)
 
 
-def is_broken(stats: Mapping[str, Any] | None) -> bool:
-    """Whether a side has values that are not finite."""
-    return bool(stats) and not (stats["nan"] == stats["inf"] == 0 and math.isfinite(float(stats["absmax"])))
-
-
 def _name_lines(ax: Axes, lines: Mapping[str, Mapping[int, float]], colours: Theme) -> None:
     """The name of each stream behind the end of its line; one above the other where lines end close together."""
     ends = {}
@@ -185,7 +184,7 @@ def growth_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
     lines = {(s, side): points_of(rows[s], "absmax", side) for s in rows for side in ("reference", "candidate")}
     marks = [(index, max(abs(float(row["range"][end])) for end in ("low", "high")))
              for of_stream in rows.values() for index, row in of_stream.items() if row.get("range")]  # fmt: skip
-    ax = figure.add_axes((0.075, 0.1, 0.81, 0.71))
+    ax = figure.add_axes((0.075, 0.1, 0.79, 0.71))
     index_axis(ax, section.span, section.unit, most=12)
     log_axis(ax, [v for line in lines.values() for v in line.values()] + [v for _, v in marks], pad=1.8)
     ax.set_ylabel(f"largest |x| after the {section.unit}")
@@ -198,7 +197,7 @@ def growth_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
     for index, value in marks:
         ax.plot([index], [value], "D", ms=9, mfc="none", mec=colours.documented, mew=2, clip_on=False, zorder=6)
         right = index > section.span[-1] / 2
-        ax.annotate(f"documented: {short(value)}", (index, value), xytext=(-14, 12) if right else (14, -16), zorder=7,
+        ax.annotate(f"documented: {short(value)}", (index, value), xytext=(-14, 12) if right else (0, 24), zorder=7,
                     textcoords="offset points", ha="right" if right else "left", color=colours.documented,
                     fontweight="bold", bbox={"fc": colours.panel, "ec": "none", "alpha": 0.8, "pad": 1.5})  # fmt: skip
     key(figure, [
@@ -206,7 +205,7 @@ def growth_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
         Line2D([], [], color=colours.muted, lw=1.8, label="candidate"),
         *([Line2D([], [], color=colours.documented, marker="D", mfc="none", mew=2, lw=0, label="documented")]
           if marks else []),
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *cross(colours, section.rows),
     ])  # fmt: skip
     footnote(figure, left_out(entry, section), colours)
     return figure

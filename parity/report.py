@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -20,8 +19,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from parity import budgetpage, diagnosispage, health, panelpage
+from parity import budgetpage, diagnosispage, health, panelpage, runfolder
 from parity.errors import OutputExistsError
+from parity.memory import uncollected
 from parity.pageimages import in_short, metric_rows, shots
 from parity.plotstyle import cut, excess_of, visible
 from parity.rowpack import pack
@@ -40,10 +40,13 @@ CARDS = 16
 UNFOLDED = 2
 TOKENS = (("image_tokens", "image tokens"), ("text_tokens", "text tokens"))
 STARTS = {"picture": "encode and decode", "latents": "decode"}
+_NUMBERS = frozenset((float, int, bool, type(None)))
 TITLES = {"parity": "Parity", "divergence": "Divergence", "incomplete": "Incomplete"}
 
 
-def render_report(run: Mapping[str, Any], out: Path, *, force: bool, folder: Path | None = None) -> Path:
+def render_report(
+    run: Mapping[str, Any], out: Path, *, force: bool, folder: Path | None = None, digest: str | None = None
+) -> Path:
     """Write the page of a run.
 
     Args:
@@ -51,21 +54,23 @@ def render_report(run: Mapping[str, Any], out: Path, *, force: bool, folder: Pat
         out: the file; its folder is made where it is not there.
         force: replace a file that is there.
         folder: the run folder, where its pictures are; by default that of `out`.
+        digest: `parity.runfolder.digest` of the run, where it is known.
 
     Raises:
         OutputExistsError: the file is there and `force` is false.
     """
     if out.exists() and not force:
         raise OutputExistsError(f"{out} is already there: choose another file or add --force")
-    page = report_html(run, folder or out.parent)
+    page = report_html(run, folder or out.parent, digest)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8", newline="\n")
     return out
 
 
-def report_html(run: Mapping[str, Any], folder: Path | None = None) -> str:
+@uncollected()
+def report_html(run: Mapping[str, Any], folder: Path | None = None, digest: str | None = None) -> str:
     """The page, the same for the same run and the same pictures in its `folder`."""
-    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    digest = digest or runfolder.digest(run)
     pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
     panels, unread = panelpage.panels(run, folder)
     run, diagnosis = spell_out(run), diagnosispage.read(folder)
@@ -106,9 +111,16 @@ def spell_out(value: Any) -> Any:
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):
-        return {visible(str(key)): spell_out(item) for key, item in value.items()}
+        # Of millions of figures and their keys, nothing is to be spelled out.
+        plain_keys = (keys := "".join(map(str, value))).isascii() and keys.isprintable()
+        if plain_keys and _NUMBERS.issuperset(map(type, value.values())):
+            return value
+        return {
+            key if plain_keys else visible(str(key)): item if type(item) in _NUMBERS else spell_out(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [spell_out(item) for item in value]
+        return value if _NUMBERS.issuperset(map(type, value)) else [spell_out(item) for item in value]
     return value
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from parity import verdict
 from parity.components import build_graph
 from parity.errors import UsageError
+from parity.memory import uncollected
 from parity.names import parse
 from parity.rangetable import RangeTable
 from parity.runfolder import SCHEMA, from_json, to_json
@@ -107,6 +108,7 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
 _ABOUT = ("weights", "environment", "suite", "notes", "ranges", "ports", "command", "started", "seconds", "resources")
 
 
+@uncollected()
 def rejudge(run: Mapping[str, Any]) -> Run:
     """The same run judged by this version's rules and constants; nothing is computed again."""
     return assemble(run["cases"], {key: run[key] for key in _ABOUT if key in run}, RangeTable.load("qwen-image"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from parity import memory, outside, profiles, result, run_pictures, trace, workers
+from parity import histograms, memory, outside, profiles, result, run_pictures, trace, workers
 from parity.components.base import Case
 from parity.disk import free_on
 from parity.errors import ResourceError
@@ -31,9 +31,9 @@ from parity.rangetable import RangeTable
 from parity.runfolder import RunFolder
 from parity.suite import Suite
 
-# Measured: a journal line and its share of parity.json and the traces, per checkpoint and mode; 3,400 bytes of it are
-# the profiles, in the journal and written, of a port that is wrong everywhere.
-BYTES_PER_ROW = 7400
+# Measured: a journal line and its share of parity.json and the traces, per checkpoint and mode; 3,900 bytes of it are
+# the profiles and histograms, in the journal and written, of a port that is wrong everywhere.
+BYTES_PER_ROW = 7900
 # Weights above this size keep all cores busy with one unit, and the memory with one stage of it.
 LARGE_BYTES = 1 << 30
 
@@ -150,7 +150,7 @@ def run(
     spent: Counter[str] = Counter()
     stages: dict[str, dict[str, float]] = {}
     for unit in units:
-        lines, _ = folder.resume(unit.key)
+        lines, _ = _taken_up(folder, unit)
         cases += _cases(job, unit, lines)
         for line in lines:
             spent.update(line["seconds"])
@@ -212,7 +212,7 @@ def _unit_task(job: Job, unit: Unit, path: Path, lockstep: type[Lockstep]) -> It
     folder = RunFolder(path)
     reference, candidate = open_reference(job.reference), open_port(job.candidate)
     yield "environment", _environment(reference, candidate, job.jobs)
-    lines, chains = folder.resume(unit.key)
+    lines, chains = _taken_up(folder, unit)
     yield from (("stage", (unit.key, line["stage"])) for line in lines)
     if folder.is_done(unit.key):
         return
@@ -229,6 +229,26 @@ def _unit_task(job: Job, unit: Unit, path: Path, lockstep: type[Lockstep]) -> It
         yield "stage", (unit.key, stage)
     folder.unit_done(unit.key)
     yield "peak", memory.peak()
+
+
+# Of a journal line; what came later has a value for the lines of earlier versions.
+_KEYS = ("stage", "rows", "growth", "stats", "pictures", "seconds")
+_LATER: dict[str, Any] = {"profiles": {}, "histograms": {}}
+
+
+def _taken_up(folder: RunFolder, unit: Unit) -> tuple[list[dict[str, Any]], Chains | None]:
+    """`RunFolder.resume`, with what lines of an earlier version have not.
+
+    Raises:
+        UsageError: the journal is garbled, or so old that what a report needs is not in it.
+    """
+    lines, chains = folder.resume(unit.key)
+    for number, line in enumerate(lines, 1):
+        lacking = [key for key in _KEYS if key not in line] if isinstance(line, dict) else ["everything"]
+        if lacking:
+            what = f"line {number} lacks {', '.join(lacking)}, another version wrote it"
+            raise folder.unreadable(folder.path / "work" / f"{unit.key}.jsonl", what)
+    return [_LATER | line for line in lines], chains
 
 
 def _stages(
@@ -276,7 +296,7 @@ def _entry(stage: str, found: StageResult) -> dict[str, Any]:
     }
     return {
         "stage": stage, "rows": found.rows, "growth": found.growth, "stats": stats, "profiles": where,
-        "seconds": found.seconds,
+        "histograms": found.histograms, "seconds": found.seconds,
     }  # fmt: skip
 
 
@@ -320,6 +340,7 @@ def _write_traces(job: Job, unit: Unit, lines: list[dict[str, Any]], path: Path,
         }
         trace.write(path / "trace" / unit.key / side, stats, about)
     profiles.write(path / "trace" / unit.key, (line["profiles"] for line in lines))
+    histograms.write(path / "trace" / unit.key, (line["histograms"] for line in lines))
 
 
 def _check_room(path: Path, units: list[Unit]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -27,6 +28,8 @@ Key = tuple[str, str, str]
 # above 1 move by a factor of 2.05 at most, between two cases of one clean run by 1.99 (963, on which it was chosen) and
 # by 2.15 (745 others).
 BEYOND = 2.5
+# Borders between a little, much and very much better or worse, the same in maps, plots and the terminal.
+STEPS = (BEYOND, 10.0, 100.0)
 # Below the floor, nobody can say which of two errors is the better one.
 AT_FLOOR = 1.0
 CHANGES = ("better", "worse", "other", "new", "gone", "same")
@@ -303,6 +306,19 @@ def _drifted(row: Mapping[str, Any]) -> bool:
     return row["change"] == "worse" and row["within"]
 
 
+def _packed(run: Run) -> Any:
+    return (run.get("weights") or {}).get("bits") or {}
+
+
+def _began(run: Run) -> float:
+    """Seconds since 1970; not a number, which is before and after nothing, where the run does not say so."""
+    try:
+        when = datetime.fromisoformat(run.get("started"))
+    except (TypeError, ValueError):
+        return math.nan
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
 def _notes(before: Run, after: Run, pairs: Mapping[Key, tuple[Any, Any]], changed: list[dict[str, Any]]) -> list[str]:
     """What makes two runs less comparable than they look."""
     said = []
@@ -322,6 +338,13 @@ def _notes(before: Run, after: Run, pairs: Mapping[Key, tuple[Any, Any]], change
             said.append(
                 f"Case{'s' * (len(other) > 1)} {', '.join(map(shown, other[:3]))}{more}: the same name, but {words}."
             )
+    if _packed(before) != _packed(after):
+        said.append("Each run is held against the reference on its own weights: what bits cost is no part of this, "
+                    "but of the error budget on the page of the run.")  # fmt: skip
+    if _began(after) < _began(before):
+        said.append(
+            "The run given second began before the first one: better and worse are the other way round in time."
+        )
     if moved := sum(row["by_floor"] for row in changed):
         said.append(f"At {moved:,} checkpoints the reference's own noise moved more than the candidate's error.")
     return said

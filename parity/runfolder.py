@@ -3,7 +3,7 @@
     parity.json            the only truth of a finished run
     diagnosis.json         what `parity diagnose` found
     trace/<unit>/<side>/   manifest.json and stats.parquet of each side of each unit
-    trace/<unit>/          profiles.safetensors, where any of its checkpoints is no match
+    trace/<unit>/          profiles.safetensors and histograms.safetensors, where any of its checkpoints is no match
     pictures/<unit>/       what pipelines made, PNG
     plots/, report.html    made from parity.json
     comparison.html        what changed since another run
@@ -17,6 +17,7 @@ was cut off, and are dropped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -27,56 +28,74 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives safetensors its bfloat16)
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from parity.disk import room_for
 from parity.errors import OutputExistsError, UsageError
+from parity.memory import uncollected
 
 Chains = dict[str, dict[str, np.ndarray]]
 SCHEMA = 2
 OURS = ("parity.json", "diagnosis.json", "report.html", "comparison.html", "trace", "plots", "pictures", "work")
 
 
+# What is the same in JSON. A run has millions of figures: these are not asked about one by one.
+_PLAIN = frozenset((str, int, bool, type(None)))
+
+
 def to_json(value: Any) -> Any:
     """Make a value JSON can hold: NaN and infinities become strings, floats keep 7 digits."""
-    if type(value) is float:
-        if math.isfinite(value):
-            return float(f"{value:.7g}")
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if isinstance(value, str | int | None):
+    kind = type(value)
+    if kind is float:
+        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+    if kind in _PLAIN:
         return value
     if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
+        return {key: item if type(item) in _PLAIN else to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
+        return [item if type(item) in _PLAIN else to_json(item) for item in value]
     if isinstance(value, np.generic):
         return to_json(value.item())
     return value
 
 
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_TEXTS = frozenset(("name", "reason", "sentence", "sources", "prompts", "negative", "prompt"))
+_READ = frozenset((float, int, bool, type(None)))
 
 
 def from_json(value: Any, key: str = "") -> Any:
     """The reverse of `to_json`. Names and sentences are never taken for numbers."""
     if isinstance(value, dict):
-        return {name: from_json(item, name) for name, item in value.items()}
+        return {name: item if type(item) in _READ else from_json(item, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [from_json(item, key) for item in value]
-    if isinstance(value, str) and key not in ("name", "reason", "sentence", "sources", "prompts", "negative", "prompt"):
+        return [item if type(item) in _READ else from_json(item, key) for item in value]
+    if isinstance(value, str) and key not in _TEXTS:
         return _NUMBERS.get(value, value)
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step: the file is there whole or not at all."""
+def write_json(path: Path, value: Any) -> str:
+    """Write JSON in one step: the file is there whole or not at all. Returns its `digest`."""
     with room_for(path):
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(to_json(value), indent=None, separators=(",", ":"), allow_nan=False) + "\n")
+        partial, text = path.with_name(path.name + ".part"), _json_text(value)
+        partial.write_bytes(text)
         os.replace(partial, path)
+        return hashlib.sha256(text).hexdigest()
 
 
+def digest(value: Any) -> str:
+    """SHA-256 of the file that `write_json` writes."""
+    return hashlib.sha256(_json_text(value)).hexdigest()
+
+
+@uncollected()
+def _json_text(value: Any) -> bytes:
+    return (json.dumps(to_json(value), indent=None, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+@uncollected()
 def read_run(folder: Path) -> dict[str, Any]:
     """``parity.json`` of a finished run.
 
@@ -96,6 +115,34 @@ def read_run(folder: Path) -> dict[str, Any]:
         found = run.get("schema") if isinstance(run, dict) else None
         raise UsageError(f"{path}: schema {found!r}, this version reads {SCHEMA}")
     return run
+
+
+def check_free(path: Path, what: str, *, force: bool) -> None:
+    """Refuse a folder that holds something.
+
+    Args:
+        path: of the folder.
+        what: a run is in it, in words.
+        force: a run may be overwritten. Files that are not of a run are never touched.
+
+    Raises:
+        OutputExistsError: something is there.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    strangers = sorted(p.name for p in path.iterdir() if p.name not in OURS) if path.is_dir() else []
+    if not path.is_dir() or strangers:
+        holds = f"holds {', '.join(strangers[:3])}" if strangers else "is a file"
+        raise OutputExistsError(f"{path} {holds}, which no run wrote; choose another --out")
+    if not force:
+        raise OutputExistsError(f"{path} holds {what}; --force overwrites it, another --out keeps it")
+
+
+def clear(path: Path) -> None:
+    """Remove what a run wrote."""
+    for name in OURS:
+        target = path / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -118,23 +165,13 @@ class RunFolder:
             found = folder._plan()
             if found == plan and not force:
                 return folder
-            folder._clear(path, force, found is not None)
+            unfinished = found is not None
+            check_free(path, "an unfinished run of another plan" if unfinished else "a finished run", force=force)
+            clear(path)
         with room_for(folder._work / "plan.json"):
             folder._work.mkdir(parents=True, exist_ok=True)
         write_json(folder._work / "plan.json", plan)
         return folder
-
-    def _clear(self, path: Path, force: bool, unfinished: bool) -> None:
-        strangers = [] if not path.is_dir() else sorted(p.name for p in path.iterdir() if p.name not in OURS)
-        if not path.is_dir() or strangers:
-            what = f"holds {', '.join(strangers[:3])}" if strangers else "is a file"
-            raise OutputExistsError(f"{path} {what}, which no run wrote; choose another --out")
-        if not force:
-            what = "an unfinished run of another plan" if unfinished else "a finished run"
-            raise OutputExistsError(f"{path} holds {what}; --force overwrites it, another --out keeps it")
-        for name in OURS:
-            target = path / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
     def _plan(self) -> dict[str, Any] | None:
         try:
@@ -147,16 +184,30 @@ class RunFolder:
         return self._plan() == to_json(plan)
 
     def resume(self, unit: str) -> tuple[list[dict[str, Any]], Chains | None]:
-        """Journal lines of the stages of a unit that are done, and the chains after the last."""
+        """Journal lines of the stages of a unit that are done, and the chains after the last.
+
+        Raises:
+            UsageError: garbled by something else than a kill.
+        """
         journal, saved = self._work / f"{unit}.jsonl", self._work / f"{unit}.state.safetensors"
-        lines = journal.read_text().splitlines() if journal.is_file() else []
-        chains, done = _load_chains(saved) if saved.is_file() else (None, 0)
+        try:
+            lines = journal.read_text().splitlines() if journal.is_file() else []
+            chains, done = _load_chains(saved) if saved.is_file() else (None, 0)
+        except (UnicodeDecodeError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise self.unreadable(journal if isinstance(error, UnicodeDecodeError) else saved, "garbled") from None
         if not saved.is_file() and (self._work / f"{unit}.done").is_file():
             done = len(lines)
         kept = lines[:done]
         if len(kept) < len(lines):
             journal.write_text("".join(line + "\n" for line in kept))
-        return [from_json(json.loads(line)) for line in kept], chains
+        try:
+            return [from_json(json.loads(line)) for line in kept], chains
+        except json.JSONDecodeError:
+            raise self.unreadable(journal, "garbled") from None
+
+    def unreadable(self, file: Path, what: str) -> UsageError:
+        """What to raise where an unfinished run cannot be taken up."""
+        return UsageError(f"{file}: {what}, the run cannot go on; --force begins it again, another --out keeps it")
 
     def is_done(self, unit: str) -> bool:
         """Whether all stages of a unit are in the journal."""

@@ -45,7 +45,8 @@ def index(root: Path) -> dict[str, Any]:
         UsageError: not a folder, or no run is in it.
     """
     if not root.is_dir():
-        raise UsageError(f"{shown(str(root))}: no such folder; --index expects a folder of runs")
+        what = "a file" if root.exists() else "no such folder"
+        raise UsageError(f"{shown(str(root))}: {what}; --index expects a folder of runs")
     notes: list[str] = []
     found = [_read(folder, root) for folder in _folders(root, notes)]
     if not found:
@@ -53,7 +54,8 @@ def index(root: Path) -> dict[str, Any]:
     found.sort(key=lambda run: (run["when"], run["folder"]))
     lines = trends(found)
     runs = [{key: value for key, value in run.items() if key not in ("when", "entries")} for run in found]
-    return {"schema": 1, "folder": shown(str(root)), "sentence": _sentence(runs, lines), "notes": notes, "runs": runs,
+    name = shown(str(root if root.name else root.absolute()))
+    return {"schema": 1, "folder": name, "sentence": _sentence(runs, lines), "notes": notes, "runs": runs,
             "trends": lines}  # fmt: skip
 
 
@@ -228,8 +230,9 @@ def _weights(weights: Mapping[str, Any]) -> str:
     name = f"synthetic:{weights.get('preset')}" if weights.get("synthetic") else weights.get("path")
     if weights.get("repository"):
         name = f"{weights['repository']}@{str(weights.get('commit') or weights.get('revision'))[:12]}"
+    packed = sorted({kind for of in (weights.get("bits") or {}).values() for kind in of})
     loras = [f"{one['name']}@{one['scale']}" for one in weights.get("lora") or []]
-    return _short(" + ".join([str(name), *loras]))
+    return _short(" + ".join([" ".join([str(name), *packed]), *loras]))
 
 
 def _short(text: Any, most: int = _TEXT) -> str:

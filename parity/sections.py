@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity.errors import UsageError
-from parity.names import parse
+from parity.names import Parts, parse
 from parity.plotstyle import cut, excess_of
 
 Entry = Mapping[str, Any]
@@ -40,6 +40,7 @@ OUTSIDE = "outside"
 
 _INDEX = re.compile(r"(?<![^.])(block|layer|step)\.(\d{2,})(?=\.)")
 # Of the transformer inside a step, what is made outside of its blocks.
+_STEPS = "step"
 _INSIDE = re.compile(r"(step\.\d{2,}\.[a-z0-9_]+)\.(.+)")
 
 
@@ -113,7 +114,10 @@ def unit_of(name: str) -> str:
 
 def place_of(name: str) -> tuple[str, str]:
     """Section and stream of a row: (``step.03.cond``, ``img``); ("", "") for what does not repeat."""
-    parts = parse(name)
+    return _place_of(parse(name))
+
+
+def _place_of(parts: Parts) -> tuple[str, str]:
     if parts.block is None:
         return "", ""
     head, _, stream = parts.stream.rpartition(".")
@@ -190,21 +194,24 @@ def sections(entry: Entry) -> list[Section]:
 
     Rows that do not repeat belong to the last section that is not inside a step.
     """
-    places = [place_of(row["name"]) for row in entry["checkpoints"]]
+    parsed = [parse(row["name"]) for row in entry["checkpoints"]]
+    places = [_place_of(parts) for parts in parsed]
     found = {key: Section(key) for key, stream in places if stream}
     main = next((section for section in reversed(found.values()) if not section.inner), None)
     if main is None:
         return [Section("", before=list(entry["checkpoints"]))]
-    for row, (key, stream) in zip(entry["checkpoints"], places, strict=True):
-        inside = _INSIDE.fullmatch(row["name"])
+    last = {}
+    for row, parts, (key, stream) in zip(entry["checkpoints"], parsed, places, strict=True):
+        inside = _INSIDE.fullmatch(row["name"]) if not stream or key == _STEPS else None
         if inside and inside[1] in found and key != inside[1]:
             _beside(found[inside[1]], row)
         elif not stream:
             _beside(main, row)
         else:
-            section, parts = found[key], parse(row["name"])
-            section.unit = unit_of(row["name"])
-            section.grid.setdefault((stream, parts.kind), {})[parts.block] = row
+            last[key] = row["name"]
+            found[key].grid.setdefault((stream, parts.kind), {})[parts.block] = row
+    for key, name in last.items():
+        found[key].unit = unit_of(name)
     for section in found.values():
         section.grid = _by_stream(section.grid)
     return list(found.values())

@@ -12,8 +12,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from parity.errorplots import exact_words
-from parity.plotstyle import SIZE, Theme, cut, excess_of, footnote, key, limits, log_axis, page, symlog_axis
-from parity.rangeplots import is_broken, pale, spans_of
+from parity.plotstyle import (
+    SIZE,
+    Theme,
+    cross,
+    cut,
+    excess_of,
+    footnote,
+    is_broken,
+    key,
+    limits,
+    log_axis,
+    page,
+    ring,
+    symlog_axis,
+)
+from parity.rangeplots import pale, spans_of
 from parity.sections import Entry, Row, Section, heading, is_exact, left_out, local_names
 
 # Lines that can be read on one page, and how many of them stand in one, two and three columns.
@@ -21,7 +35,7 @@ MOST = 114
 COLUMNS = ((36, 1), (76, 2), (MOST, 3))
 LONGEST = 34
 # Width of a letter over its size, and of the page in points.
-LETTER, POINTS = 0.62, 72 * SIZE[0]
+LETTER, POINTS = 0.59, 72 * SIZE[0]
 
 Panel = Callable[[Axes, Sequence[Row]], None]
 
@@ -80,8 +94,8 @@ def sequence_figure(run: Mapping[str, Any], entry: Entry, section: Section, colo
           for (colour, mark), label in zip(marks.values(), labels, strict=True)),
         *([Line2D([], [], color=colours.muted, marker="|", lw=0, ms=7, mew=1.6, label="floor")]
           if len(panels) == 2 else []),
-        Line2D([], [], color=colours.ink, marker="o", mfc="none", lw=0, ms=8, label="source of a divergence"),
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *ring(colours, rows),
+        *cross(colours, rows),
     ])  # fmt: skip
     footnote(figure, _some(rows, section) + exact_words(section.rows) + left_out(entry, section), colours)
     return figure
@@ -118,7 +132,7 @@ def spans_figure(run: Mapping[str, Any], entry: Entry, section: Section, colours
         Patch(fc="none", ec=colours.reference, lw=0.9, label="reference"),
         *([Line2D([], [], color=colours.documented, marker="|", ms=10, mew=2.6, lw=0, label="documented range")]
           if known else []),
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *cross(colours, rows),
     ])  # fmt: skip
     footnote(figure, _some(rows, section), colours)
     return figure

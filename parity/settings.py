@@ -28,5 +28,6 @@ def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value and len(path) < _DEEPEST:
         for key, item in value.items():
             yield from _flat(item, (*path, str(key)))
-    elif value is not None:
+    # An empty table of settings is none, and no setting that went.
+    elif value is not None and value != {}:
         yield ".".join(path), value

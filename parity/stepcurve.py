@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from parity.plotstyle import (
     Theme,
+    cross,
     footnote,
     index_axis,
     key,
@@ -41,13 +42,15 @@ def has_steps(section: Section) -> bool:
     return (STREAM, "latents") in section.grid and len(section.span) > 1
 
 
-def curves(run: Mapping[str, Any], entry: Entry) -> dict[str, dict[str, Curve]]:
+def curves(
+    run: Mapping[str, Any], entry: Entry, parts_of: Callable[[Entry], list[Section]] = sections
+) -> dict[str, dict[str, Curve]]:
     """Mode -> kind -> (relative RMSE, floor) by step, of all modes of an entry's case and dtype."""
     found = {}
     for mode in MODES:
         place = (entry["name"], entry["dtype"], mode)
         one = next((one for one in run["cases"] if (one["name"], one["dtype"], one["mode"]) == place), None)
-        grid = main_of(sections(one)).grid if one else {}
+        grid = main_of(parts_of(one)).grid if one else {}
         kinds = {kind: grid[STREAM, kind] for kind in KINDS if (STREAM, kind) in grid}
         if kinds:
             found[mode] = {kind: (points_of(of, "rel_rmse"), points_of(of, "floor")) for kind, of in kinds.items()}
@@ -62,12 +65,14 @@ def growth(line: Mapping[int, float]) -> tuple[float, float] | None:
     return (first, last) if 0 < first < math.inf and 0 < last < math.inf else None
 
 
-def words(run: Mapping[str, Any], entry: Entry) -> str:
+def words(run: Mapping[str, Any], entry: Entry, parts_of: Callable[[Entry], list[Section]] = sections) -> str:
     """By what factor the error of the latents grows from the first to the last step, as a sentence or two.
 
-    Empty where an entry has no steps, or only one.
+    Empty where an entry has no steps, or only one. `parts_of` gives the sections of an entry.
     """
-    found = curves(run, entry)
+    if not has_steps(main_of(parts_of(entry))):
+        return ""
+    found = curves(run, entry, parts_of)
     error, floor = found.get("accumulated", {}).get("latents", ({}, {}))
     if len(error) < 2:
         return ""
@@ -123,14 +128,14 @@ def steps_figure(run: Mapping[str, Any], entry: Entry, section: Section, colours
                 ax.annotate(f"×{_factor(grown)}", (max(error), grown[1]), xytext=(8, 0), textcoords="offset points",
                             va="center", color=tones[mode], fontweight="bold", annotation_clip=False)  # fmt: skip
     said = words(run, entry)
-    figure.text(0.035, 0.845, "\n".join(textwrap.wrap(said, 150)), fontsize=10.5, va="top", fontweight="bold",
+    figure.text(0.035, 0.845, "\n".join(textwrap.wrap(said, 124)), fontsize=10.5, va="top", fontweight="bold",
                 linespacing=1.45)  # fmt: skip
     labels = {"accumulated": "accumulated: grown since the first step", "isolated": "isolated: made by this step alone"}
     key(figure, [
         *(Line2D([], [], color=tones[mode], marker="o", ms=4, lw=2, label=labels[mode]) for mode in found),
         Line2D([], [], color=colours.muted, lw=1.2, ls=(0, (2, 1.5)), label="floor"),
         Patch(color=colours.muted, alpha=0.25, lw=0, label=f"match: up to {match:g} floors"),
-        Line2D([], [], color=colours.bad, marker="x", lw=0, mew=1.8, label="not finite"),
+        *cross(colours, section.rows),
     ])  # fmt: skip
     missing = [mode for mode in MODES if mode not in found]
     footnote(figure, f"This run has no {missing[0]} entry of this case." if missing else "", colours)

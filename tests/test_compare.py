@@ -10,13 +10,14 @@ import pytest
 from golden_unit import FLOOR, GRAPH, arrays, dump, log, printed, shape_of, write_golden
 from safetensors.numpy import save_file
 
-from parity import trace
+from parity import profiles, trace
 from parity.cli import call
 from parity.compare import compare
 from parity.errors import UsageError
 from parity.golden import read_golden
 from parity.imports import open_candidate
 from parity.imports.base import Imported, Reading
+from parity.panelpage import panels
 from parity.plots import render_plots
 from parity.report import render_report
 from parity.runfolder import read_run
@@ -349,3 +350,84 @@ def test_every_format_takes_it(golden, tmp_path, capsys, monkeypatch, format):
 
 def test_shapes_of_the_test_are_those_of_the_graph():
     assert {name: x.shape for name, x in arrays().items()} == {name: shape_of(name) for name in GRAPH.expected}
+
+
+def kept(golden, folder, *names):
+    """A golden trace with whole values of some checkpoints."""
+    shutil.copytree(golden.trace.folder, folder)
+    (folder / trace.TENSORS).mkdir()
+    for name in names:
+        save_file({name: arrays()[name].astype(np.float64)}, trace.tensor_file(folder, name))
+    return folder
+
+
+def one_row(x):
+    y = x.copy()
+    y[:, 7] *= 1.5
+    return y
+
+
+def test_a_comparison_keeps_where_the_error_lies(golden, tmp_path, capsys):
+    wrong = dump(tmp_path / "d.safetensors", {name: at(one_row)(name, x) for name, x in arrays().items()})
+    folder = kept(golden, tmp_path / "g", AT, "block.00.img.ffn")
+    out = tmp_path / "run"
+    assert call(["compare", str(folder), str(wrong), "--out", str(out)]) == 1, capsys.readouterr().err
+    assert list(profiles.of_unit(out, "square.float32")) == ["accumulated"]
+    assert list(profiles.of_unit(out, "square.float32")["accumulated"]) == [AT]
+    rows, channels = profiles.of_unit(out, "square.float32")["accumulated"][AT]
+    assert (rows["title"], rows["worst"], channels["title"]) == ("row", 7, "channel")
+    assert [i for i, size in enumerate(rows["error"]) if size] == [7]
+    run = read_run(out)
+    [panel] = panels(run, out)[0].values()
+    assert [axis["title"] for axis in panel["axes"]] == ["row", "channel"]
+    _, theirs, ours = panel["histogram"]
+    assert sum(theirs) == sum(ours) == arrays()[AT].size
+    assert theirs != ours
+    before = (out / "report.html").read_bytes()
+    assert call(["report", str(out)]) == 1
+    assert (out / "report.html").read_bytes() == before
+
+
+def test_without_whole_values_a_comparison_keeps_histograms(golden, tmp_path, capsys):
+    wrong = dump(tmp_path / "d.safetensors", {name: at(one_row)(name, x) for name, x in arrays().items()})
+    out = tmp_path / "run"
+    assert call(["compare", str(golden.trace.folder), str(wrong), "--out", str(out)]) == 1
+    [panel] = panels(read_run(out), out)[0].values()
+    assert list(panel) == ["histogram"]
+    assert call(["compare", str(golden.trace.folder), str(out)]) == 2
+    assert "of a comparison, what was off alone is in it" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_recorded_trace_brings_its_histograms(golden, tmp_path):
+    port_trace(tmp_path / "t", {name: at(one_row)(name, x) for name, x in arrays().items()})
+    out = tmp_path / "run"
+    assert call(["compare", str(golden.trace.folder), str(tmp_path / "t"), "--out", str(out)]) == 1
+    [panel] = panels(read_run(out), out)[0].values()
+    assert sum(panel["histogram"][1]) == sum(panel["histogram"][2]) == arrays()[AT].size
+
+
+def test_what_cannot_be_profiled_is_left_out(golden, tmp_path):
+    made = {name: at(lambda x: x[:, :-1])(name, x) for name, x in arrays().items()}
+    out = tmp_path / "run"
+    folder = kept(golden, tmp_path / "g", AT)
+    assert call(["compare", str(folder), str(dump(tmp_path / "d.safetensors", made)), "--out", str(out)]) == 1
+    assert not (out / "trace").exists()
+    clean = dump(tmp_path / "c.safetensors", arrays())
+    assert call(["compare", str(folder), str(clean), "--out", str(tmp_path / "clean")]) == 0
+    assert not (tmp_path / "clean" / "trace").exists()
+
+
+def test_forced_over_another_run_nothing_of_it_is_left(golden, tmp_path, capsys):
+    out, clean = tmp_path / "run", dump(tmp_path / "c.safetensors", arrays())
+    wrong = dump(tmp_path / "d.safetensors", {name: at(one_row)(name, x) for name, x in arrays().items()})
+    assert call(["compare", str(golden.trace.folder), str(wrong), "--out", str(out)]) == 1
+    (out / "diagnosis.json").write_text("{}")
+    assert call(["compare", str(golden.trace.folder), str(clean), "--out", str(out)]) == 2
+    assert call(["compare", str(golden.trace.folder), str(clean), "--out", str(out), "--force"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["parity.json", "report.html"]
+    (out / "trace").mkdir()
+    shutil.copy(clean, out / "trace")
+    capsys.readouterr()
+    inside = str(out / "trace" / clean.name)
+    assert call(["compare", str(golden.trace.folder), inside, "--out", str(out), "--force"]) == 2
+    assert "would be overwritten; choose another --out" in " ".join(capsys.readouterr().err.split())

@@ -11,7 +11,7 @@ from sample_run import HOSTILE
 from parity.changemap import MAPS, change_maps, colour
 from parity.diffpage import comparison_html, scatter
 from parity.errors import OutputExistsError
-from parity.pages import write_page
+from parity.pages import address, write_page
 from parity.reporters.rundiff import markdown
 from parity.rundiff import diff
 
@@ -48,12 +48,28 @@ def test_the_head_says_what_became_of_it(kinds, title):
 def test_tables_have_all_that_changed():
     before, after = sample_run.clean(**SMALL), sample_run.diverged(**SMALL)
     text = comparison_html(diff(before, after, NAMES))
-    changes = text[text.index('id="changes"') : text.index('id="sources"')]
-    counted = sum(
-        int(many.replace(",", "")) for many in re.findall(r'<td data-title="How many">([\d,]+)</td>', changes)
-    )
+    changes = text[text.index('id="changes"') : text.index('id="settings"')]
+    many = re.findall(r'<td data-title="How many" data-value="(\d+)">([\d,]+)</td>', changes)
+    assert all(int(value) == int(text.replace(",", "")) for value, text in many)
+    counted = sum(int(value) for value, _ in many)
     assert counted == diff(before, after)["counts"]["worse"]
-    assert "new source: block.01.img.attn (and in 1 more block)" in text
+    assert re.search(r"<b>new source</b>: [^/]*block\.01\.img\.attn \(and in 1 more block\)", text)
+
+
+def test_names_lead_to_the_pages_of_the_runs():
+    before, after = sample_run.clean(**SMALL), sample_run.diverged(**SMALL)
+    for runs, links in (((before, after), ("../a/report.html", "./report.html")), ((before, after), ("", ""))):
+        found = re.findall(r'href="([^#"][^"]*)"', comparison_html(diff(*runs, NAMES), links))
+        assert {one.partition("#")[0] for one in found} == set(filter(None, links)) | {"data:,"}
+        assert ("./report.html#square.float32.isolated/block.01.img.attn" in found) == bool(links[1])
+    gone = comparison_html(diff(after, before | {"cases": []}, NAMES), ("../a/report.html", "./report.html"))
+    assert '<a href="../a/report.html#square.float32.isolated"><bdi>square</bdi></a>' in gone
+
+
+def test_an_address_is_as_the_page_of_the_run_makes_it():
+    assert address("a b", "float32", "isolated", "x/é") == "#a%20b.float32.isolated/x%2F%C3%A9"
+    assert address("a\u202eb", "d", "m") == "#a%5Cu202eb.d.m"
+    assert address("x" * 10_000, "d", "m") == ""
 
 
 def test_runs_without_anything_in_common_and_empty_ones_have_a_page():
@@ -89,6 +105,12 @@ def test_maps_show_the_blocks_in_which_something_changed():
     [x, width] = re.search(r'<rect class="w3" x="([\d.]+)" y="0" width="([\d.]+)"', maps[0][1]).groups()
     # Blocks 1 and 2 of three, as one stretch.
     assert (float(x), float(width)) == (pytest.approx(120 + 400 / 3, abs=0.1), pytest.approx(800 / 3 - 0.5, abs=0.1))
+
+
+def test_drawings_are_drawn():
+    text = page()
+    assert "&lt;svg" not in text
+    assert "<title>img.attn, block 1–2: worse</title>" in text
 
 
 def test_maps_of_many_entries_are_some_of_them():

@@ -10,9 +10,10 @@ import pytest
 import sample_run
 from matplotlib.colors import to_rgb
 
+from parity.changemap import colour
 from parity.cli import call
 from parity.errors import OutputExistsError, UsageError
-from parity.overlay import LABEL, MOST, change, differences, named, overlays, step_of_change, turned
+from parity.overlay import BORDERS, LABEL, MOST, change, differences, named, overlays, step_of_change, turned
 from parity.overlaybudget import budget_overlay
 from parity.overlaychange import change_figure
 from parity.overlayplots import errors_overlay, growth_overlay, plan, ranges_overlay, sequence_overlay
@@ -106,8 +107,15 @@ def test_the_factor_of_a_change(before, after, factor, turn):
 
 
 def test_a_factor_on_a_border_belongs_to_the_smaller_change():
-    factors = (0.0, 0.049, 0.05, 0.2, 0.5, 1.0, 2.0, 2.01, 5.0, 20.0, 20.1, math.inf)
+    factors = (0.0, 0.0099, 0.01, 0.1, 0.4, 1.0, 2.5, 2.51, 10.0, 100.0, 100.1, math.inf)
     assert [step_of_change(factor) for factor in factors] == [0, 0, 1, 2, 3, 3, 3, 4, 4, 5, 6, 6]
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.0099, 0.01, 0.09, 0.1, 0.3, 2.6, 10.0, 10.1, 100.0, 101.0, math.inf])
+def test_the_map_of_a_comparison_has_the_same_borders(factor):
+    row = {"change": "worse" if factor > 1 else "better", "factor": factor}
+    assert colour(row) == f"{row['change'][0]}{abs(step_of_change(factor) - 3)}"
+    assert BORDERS == ("÷100", "÷10", "÷2.5", "×2.5", "×10", "×100")
 
 
 def test_the_heatmap_shows_what_got_better_and_worse():

@@ -1,13 +1,14 @@
 """Single checkpoints on the page: what there is of them, of which of many, and what of files from elsewhere is not."""
 
 import re
+import shutil
 
 import browser
 import numpy as np
 import pytest
 import sample_run
 
-from parity import panelpage, profiles, trace
+from parity import histograms, panelpage, profiles, trace
 from parity.report import render_report, report_html
 from parity.stats import BINADES, describe
 
@@ -100,7 +101,7 @@ def test_garbled_files_are_said_and_the_page_is_made(tmp_path):
     run = broken(tmp_path)
     (tmp_path / "trace/square.float32/candidate/stats.parquet").write_bytes(b"PAR1 nothing PAR1")
     found, unread = panelpage.panels(run, tmp_path)
-    assert set(found[at(run, "accumulated")]) == {"worst"}
+    assert set(found[at(run, "accumulated")]) == {"worst", "axes"}, "what can be read is there"
     assert len(unread) == 1
     assert "candidate" in unread[0]
     assert "could not be read" in report_html(run, tmp_path)
@@ -112,7 +113,41 @@ def test_a_folder_elsewhere_is_not_read(tmp_path):
     (tmp_path / "run/trace/square.float32").symlink_to(tmp_path / "other/trace/square.float32")
     found, unread = panelpage.panels(run, tmp_path / "run")
     assert "histogram" not in found[at(run, "accumulated")]
-    assert unread == ["trace/square.float32/profiles.safetensors: leads out of the run folder"]
+    where = ("trace/square.float32/profiles.safetensors", "trace/square.float32")
+    assert unread == [f"{one}: leads out of the run folder" for one in where]
+
+
+def test_the_other_mode_has_histograms_of_its_own(tmp_path):
+    run = broken(tmp_path)
+    counts = [0] * BINADES
+    counts[40] = 4000
+    histograms.write(tmp_path / "trace/square.float32", [{"isolated": {NAME: counts}}, {}])
+    found, unread = panelpage.panels(run, tmp_path)
+    assert unread == []
+    of_mode = {mode: found[at(run, mode)]["histogram"] for mode in ("isolated", "accumulated")}
+    assert max(of_mode["isolated"][2]) == 4000
+    assert sum(of_mode["isolated"][1]) == 4000
+    assert of_mode["accumulated"][2] != of_mode["isolated"][2]
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    run = broken(tmp_path)
+    (tmp_path / "trace/square.float32/profiles.safetensors").unlink()
+    found, unread = panelpage.panels(run, tmp_path)
+    assert set(found[at(run, "accumulated")]) == {"worst", "histogram"}
+    assert unread == [
+        "trace/square.float32/profiles.safetensors: not there, and with it where in the arrays the errors lie"
+    ]
+    shutil.rmtree(tmp_path / "trace")
+    found, unread = panelpage.panels(run, tmp_path)
+    assert set(found[at(run, "accumulated")]) == {"worst"}
+    assert unread == [
+        "trace/square.float32: not there, and with it the histograms and where in the arrays the errors lie"
+    ]
+    for case in run["cases"]:
+        for row in case["checkpoints"]:
+            row["evidence"] = "sketch"
+    assert panelpage.panels(run, tmp_path)[1] == [], "a comparison need not have written any"
 
 
 @pytest.mark.slow

@@ -334,34 +334,87 @@ def test_a_file_too_large_is_not_opened(tmp_path, monkeypatch):
         profiles.of_unit(tmp_path, UNIT)
 
 
-def test_a_run_that_was_cut_off_and_resumed_has_the_same_profiles(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def cut_off(tmp_path, monkeypatch, capsys):
+    """Runs of a wrong port: ``go(out)``, and ``cut(out)``, which ends after two stages."""
     port = tmp_path / "wrong_port.py"
     port.write_text(PORT)
     monkeypatch.syspath_prepend(str(tmp_path))
     suite, weights = write_suite(tmp_path), write_checkpoint(tmp_path / "weights")
+    iterate = engine.iterate
 
     def go(out):
         return call(["run", str(suite), "--weights", str(weights), "--out", str(tmp_path / out),
                      "--candidate", "wrong_port:Port"])  # fmt: skip
 
+    def cut(out):
+        seen = []
+
+        def some(lockstep, chains, done):
+            for found in iterate(lockstep, chains, done):
+                if len(seen) == 2:
+                    raise KeyboardInterrupt
+                seen.append(found[0])
+                yield found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "iterate", some)
+            assert go(out) == 130, capsys.readouterr().err
+        return tmp_path / out / "work" / "one.float32.jsonl"
+
+    return go, cut
+
+
+def test_a_run_that_was_cut_off_and_resumed_has_the_same_profiles(tmp_path, cut_off, capsys):
+    go, cut = cut_off
     assert go("whole") == 1, capsys.readouterr().err
     whole = profiles.of_unit(tmp_path / "whole", "one.float32")
     for case in read_run(tmp_path / "whole")["cases"]:
         assert set(whole[case["mode"]]) == {row["name"] for row in case["checkpoints"] if row["worst"]}
     [rows] = [axis for axis in whole["isolated"]["block.00.img.attn"] if axis["title"] == "row"]
     assert rows["worst"] == 2
-
-    iterate, seen = engine.iterate, []
-
-    def cut(lockstep, chains, done):
-        for found in iterate(lockstep, chains, done):
-            if len(seen) == 2:
-                raise KeyboardInterrupt
-            seen.append(found[0])
-            yield found
-
-    monkeypatch.setattr(engine, "iterate", cut)
-    assert go("cut") == 130
-    monkeypatch.setattr(engine, "iterate", iterate)
+    cut("cut")
     assert go("cut") == 1
     assert profiles.of_unit(tmp_path / "cut", "one.float32") == whole
+
+
+def without(journal, number, *keys):
+    """A line of a journal without some keys, as an earlier version wrote it."""
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines[number] = {key: value for key, value in lines[number].items() if key not in keys}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_that_was_cut_off_before_there_were_profiles_is_taken_up(tmp_path, cut_off, capsys):
+    go, cut = cut_off
+    journal = cut("cut")
+    for number in range(2):
+        without(journal, number, "profiles")
+    assert go("cut") == 1, capsys.readouterr().err
+    assert profiles.of_unit(tmp_path / "cut", "one.float32") == {}
+    [row] = [row for case in read_run(tmp_path / "cut")["cases"] if case["mode"] == "isolated"
+             for row in case["checkpoints"] if row["source"]]  # fmt: skip
+    assert row["worst"]
+    assert (tmp_path / "cut" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda journal: without(journal, 1, "stats", "seconds"), "line 2 lacks stats, seconds, another version wrote"),
+        (lambda journal: journal.write_text("{\n[]\n"), "garbled"),
+        (lambda journal: journal.write_text("1\n[]\n"), "line 1 lacks everything"),
+        (lambda journal: journal.write_bytes(b"\xff\n\xff\n"), "garbled"),
+        (lambda journal: journal.with_suffix(".state.safetensors").write_bytes(b"\0" * 30), "garbled"),
+    ],
+)
+def test_a_journal_that_cannot_be_taken_up_is_said_in_one_line(cut_off, capsys, spoil, said):
+    go, cut = cut_off
+    journal = cut("cut")
+    spoil(journal)
+    capsys.readouterr()
+    assert go("cut") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "one.float32" in last
+    assert said in last
+    assert "--force begins it again" in last

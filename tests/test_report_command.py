@@ -1,6 +1,8 @@
 """``parity report`` of two runs and of a folder of runs, from the command line."""
 
 import json
+import re
+from urllib.parse import unquote
 
 import pytest
 import sample_run
@@ -55,7 +57,10 @@ def test_two_runs_give_a_table_a_page_and_a_code(capsys, two, tmp_path):
     assert page.read_bytes() == first
     assert [(tmp_path / name / "parity.json").read_bytes() for name in "ab"] == before
     assert go(capsys, *reversed(two))[0] == 0
-    assert go(capsys, two[1], two[1])[0] == 0, "still diverged, and no worse"
+    again = str(put(tmp_path / "c", "diverged"))
+    code, out, _ = go(capsys, two[1], again)
+    assert code == 0, "still diverged, and no worse"
+    assert "one is a copy of the other" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("format", ["md", "json"])
@@ -69,6 +74,18 @@ def test_stdout_carries_the_form_alone(capsys, two, format):
         assert found["counts"]["worse"] == len(found["checkpoints"])
     else:
         assert out.startswith("**Worse: ")
+
+
+def test_links_lead_from_where_the_page_lies(capsys, two, tmp_path):
+    for path in two:
+        assert go(capsys, path)[0] in (0, 1)
+    elsewhere = tmp_path / "x & y" / "z"
+    go(capsys, *two, "--out", str(elsewhere / "c.html"))
+    go(capsys, "--index", str(tmp_path), "--out", str(elsewhere / "i.html"))
+    for name, folders in (("c", "ab"), ("i", "ab")):
+        found = set(re.findall(r'href="(\.[^"#]*)', (elsewhere / f"{name}.html").read_text()))
+        assert found == {f"./../../{folder}/report.html" for folder in folders}
+        assert all((elsewhere / unquote(one)).is_file() for one in found)
 
 
 def test_an_index_is_written_beside_the_runs(capsys, two, tmp_path):
@@ -94,6 +111,11 @@ def test_an_index_is_written_beside_the_runs(capsys, two, tmp_path):
         (("A", "--out", "own.html"), "already there"),
         (("A", "B", "--out", "link.html"), "choose another --out or --force"),
         (("A", "B", "C"), "See parity --help"),
+        (("A", "A"), "is given twice; expected two runs"),
+        (("A", "b/../a"), "is given twice; expected two runs"),
+        (("A", "B", "--out", "none"), "is a folder: --out takes the name of the page"),
+        (("A", "B", "--out", "own.html/x.html"), "choose another --out"),
+        (("A/parity.json", "--index"), "a file; --index expects a folder of runs"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, two, tmp_path, argv, said):
@@ -103,6 +125,7 @@ def test_a_mistake_is_one_line(capsys, two, tmp_path, argv, said):
     (tmp_path / "half" / "work").mkdir(parents=True)
     (tmp_path / "half" / "work" / "plan.json").write_text("{}")
     named = {"A": two[0], "B": two[1]}
+    named["A/parity.json"] = f"{two[0]}/parity.json"
     made = [named.get(word, word if word.startswith("-") or word == "junit" else str(tmp_path / word)) for word in argv]
     code, out, err = go(capsys, *made)
     assert (code, out, err.count("\n")) == (2, "", 1)

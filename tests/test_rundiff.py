@@ -54,6 +54,19 @@ def test_a_broken_port_got_worse_and_the_way_back_is_better():
     assert better["entries"][0]["sources"]["went"] == broken["cases"][0]["sources"]
 
 
+def test_notes_say_what_the_figures_do_not():
+    run = sample_run.clean(**SMALL) | {"started": "2026-01-02T00:00:00Z"}
+    earlier = run | {"started": "2026-01-01T23:00:00+00:00"}
+    assert diff(earlier, run)["notes"] == []
+    assert "began before the first one" in diff(run, earlier)["notes"][0]
+    assert diff(run, earlier | {"started": "soon"})["notes"] == []
+    packed = run | {"weights": run["weights"] | {"bits": {"transformer": {"4-bit group 64": 9}}}}
+    assert "the reference on its own weights" in diff(run, packed)["notes"][1]
+    bare = run | {"weights": run["weights"] | {"bits": {}}}
+    settings = {one["what"]: one["before"] for one in diff(bare, packed)["settings"]}
+    assert settings == {"weights.bits.transformer.4-bit group 64": None}
+
+
 def row(verdict="match", excess=0.9, **more):
     return {"verdict": verdict, "excess": excess, "rel_rmse": 1e-7 * (excess or 1), "floor": 1e-7, "floor_by": "jitter",
             "mismatches": None, "source": False, "reason": ""} | more  # fmt: skip

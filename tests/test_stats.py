@@ -130,3 +130,18 @@ def test_unequal_values_are_counted_whatever_their_type():
     assert stats.mismatches(np.array([True, False]), np.array([True, True])) == 1
     with pytest.raises(ValueError, match="differ"):
         stats.mismatches(ids, ids[:1])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int32", "bool"])
+def test_binades_are_the_histogram_without_sorting(dtype):
+    draw = np.random.default_rng(0)
+    kind = np.dtype(dtype) if dtype != "bfloat16" else np.dtype(ml_dtypes.bfloat16)
+    with np.errstate(over="ignore"):
+        x = (
+            draw.standard_normal(20_003) * 10.0 ** draw.uniform(-45 if kind.kind not in "ib" else 0, 8, 20_003)
+        ).astype(kind)
+        if kind.kind not in "ib":
+            x[:9] = [np.nan, np.inf, -np.inf, 0.0, -0.0, 2.0**-40, 2.0**-41, 1e38, 1e-45]
+        found = stats.binades(x.reshape(1, -1))
+        assert found == stats.describe(x).histogram
+    assert sum(found) > 4_000

@@ -11,11 +11,12 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from parity.compare import compare as judged
-from parity.errors import OutputExistsError
+from parity.comparison_trace import measure
+from parity.errors import UsageError
 from parity.golden import read_golden
 from parity.imports import open_candidate
 from parity.reporters.formats import Format, show
-from parity.runfolder import OURS, write_json
+from parity.runfolder import check_free, clear, write_json
 from parity.verdict import exit_code
 
 
@@ -57,27 +58,28 @@ def compare(
     expected = read_golden(golden)
     found = open_candidate([candidate, *more], expected.graph.parents, passage)
     if out is not None:
-        _check_free(out, force)
+        check_free(out, "a run", force=force)
+        _check_apart(out, [golden, candidate, *more])
     with err.status(f"comparing {len(found.names):,} checkpoints"):
         run = judged(expected, found, mode=mode or "", only=only, command=shlex.join(["parity", *sys.argv[1:]]))
+        keep = measure(run, expected, found) if out is not None else None
     for note in run["notes"]:
         err.print(f"note: {note}", markup=False)
     page = None
-    if out is not None:
+    if out is not None and keep is not None:
         from parity.report import render_report
 
+        clear(out)  # of a run that was there, the page would show diagnosis and traces
         out.mkdir(parents=True, exist_ok=True)
+        keep(out)
         write_json(out / "parity.json", run)
-        page = render_report(run, out / "report.html", force=True)
+        page = render_report(run, out / "report.html", force=True, folder=out)
     show(run, format, page)
     return exit_code(run["verdict"])
 
 
-def _check_free(out: Path, force: bool) -> None:
-    if not out.exists():
-        return
-    strangers = sorted(path.name for path in out.iterdir() if path.name not in OURS) if out.is_dir() else [out.name]
-    if strangers:
-        raise OutputExistsError(f"{out} holds {strangers[0]}, which no run wrote; choose another --out")
-    if any(out.iterdir()) and not force:
-        raise OutputExistsError(f"{out} holds a run; --force overwrites it, another --out keeps it")
+def _check_apart(out: Path, read: list[Path]) -> None:
+    """Refuse to overwrite what is compared."""
+    inside = [path for path in read if path.resolve().is_relative_to(out.resolve())]
+    if inside:
+        raise UsageError(f"{inside[0]} is in {out}, which would be overwritten; choose another --out")

@@ -11,7 +11,7 @@ from parity.errors import UsageError
 from parity.overlay import named
 from parity.runfolder import read_run
 
-Kind = Literal["ranges", "growth", "steps", "errors", "heatmap", "budget"]
+Kind = Literal["ranges", "growth", "steps", "errors", "heatmap", "budget", "pictures", "histogram", "profile"]
 
 
 def plot(
@@ -20,6 +20,9 @@ def plot(
     *more: Path,
     kind: Annotated[tuple[Kind, ...], Parameter(negative=(), help="only plots of this kind; repeatable")] = (),
     case: Annotated[tuple[str, ...], Parameter(negative=(), help="only of this case; repeatable")] = (),
+    checkpoint: Annotated[
+        tuple[str, ...], Parameter(negative=(), help="its values, and where in it the error is; repeatable")
+    ] = (),
     terminal: Annotated[bool, Parameter(negative=(), help="print them, 80 columns wide; no files are written")] = False,
     out: Annotated[Path | None, Parameter(help="folder for the plots; default RUN/plots")] = None,
     format: Annotated[tuple[Literal["png", "svg"], ...], Parameter(negative=(), help="default both; repeatable")] = (),
@@ -39,13 +42,15 @@ def plot(
         further run folders, to be drawn over the first one.
     """
     folders = [run, *more]
+    if more and checkpoint:
+        raise UsageError("--checkpoint is for one run: leave out all run folders but one")
     runs = [read_run(folder) for folder in folders]
     if terminal:
         if out or format or force:
             raise UsageError("--terminal writes no files: leave out --out, --format and --force")
         from parity.reporters.terminal import print_plots
 
-        print_plots(named(folders, runs), kind, case, dark=dark)
+        print_plots(named(folders, runs), kind, case, dark=dark, source=run, checkpoints=checkpoint)
         return 0
     from parity.plots import FORMATS, render_overlays, render_plots
 
@@ -54,7 +59,7 @@ def plot(
     if more:
         paths = render_overlays(named(folders, runs), target, **options)
     else:
-        paths = render_plots(runs[0], target, **options)
+        paths = render_plots(runs[0], target, source=run, checkpoints=checkpoint, **options)
     for path in paths:
         print(path)
     return 0

@@ -59,35 +59,42 @@ def _one(run: Path, out: Path | None, format: Format, force: bool) -> int:
     from parity.report import render_report
 
     result = rejudge(read_run(run))
-    write_json(run / "parity.json", result)
-    page = render_report(result, out or run / "report.html", force=out is None or force, folder=run)
+    digest = write_json(run / "parity.json", result)
+    page = render_report(result, out or run / "report.html", force=out is None or force, folder=run, digest=digest)
     show(result, format, page)
     return exit_code(result["verdict"])
 
 
 def _compare(before: Path, after: Path, out: Path | None, format: Format, force: bool) -> int:
     from parity.diffpage import comparison_html
-    from parity.pages import write_page
+    from parity.pages import link, write_page
     from parity.reporters import rundiff as written
     from parity.rundiff import diff
     from parity.rundiff import exit_code as code_of
 
+    files = [path / "parity.json" if path.is_dir() else path for path in (before, after)]
     runs = [rejudge(read_run(path)) for path in (before, after)]
+    if files[0].samefile(files[1]):
+        raise UsageError(f"{shown(str(before))} is given twice; expected two runs, the one before and the one after")
     found = diff(runs[0], runs[1], (shown(str(before)), shown(str(after))))
-    folder = after if after.is_dir() else after.parent
-    page = write_page(comparison_html(found), out or folder / "comparison.html", force=force)
+    if files[0].read_bytes() == files[1].read_bytes():
+        found["notes"].insert(0, "Both folders hold the same run, byte for byte: one is a copy of the other.")
+    out = out or files[1].with_name("comparison.html")
+    links = tuple(link(file.with_name("report.html"), out) for file in files)
+    page = write_page(comparison_html(found, links), out, force=force)
     _show(found, format, written, page)
     return code_of(found)
 
 
 def _index(folder: Path, out: Path | None, format: Format, force: bool) -> int:
     from parity.indexpage import index_html
-    from parity.pages import write_page
+    from parity.pages import way, write_page
     from parity.reporters import runindex as written
     from parity.runindex import index as read_all
 
     found = read_all(folder)
-    page = write_page(index_html(found), out or folder / "index.html", force=force)
+    out = out or folder / "index.html"
+    page = write_page(index_html(found, way(folder, out)), out, force=force)
     _show(found, format, written, page)
     return EXIT_PARITY
 

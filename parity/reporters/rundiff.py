@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.plotstyle import cut
-from parity.report import plain, spans
+from parity.report import plain
 from parity.reporters.rows import printable
 from parity.reporters.text import code, gather, markdown_table, plain_markdown
 from parity.rundiff import ORDER, gathered
 from parity.runfolder import to_json
+from parity.sections import spans
 
 Found = Mapping[str, Any]
 
@@ -99,13 +100,21 @@ def sections_of(found: Found, most: int = LINES) -> tuple[list[tuple[str, list[F
 
 def source_lines(found: Found) -> list[str]:
     """Which sources came and went, a line an entry and kind, blocks of one kind gathered."""
+    return [": ".join(one[key] for key in ("where", "what", "names")) for one in sources(found)]
+
+
+def sources(found: Found) -> list[dict[str, Any]]:
+    """The same in parts: ``where``, ``what`` became of them, their ``names``; ``entry``, the ``first`` of them and
+    ``kind`` (``came``, ``went``, ``stayed``)."""
     said = []
     for entry in found["entries"]:
         for kind, words in (("came", "new source"), ("went", "no source any more"), ("stayed", "still a source")):
             if names := gather(entry["sources"][kind]):
                 more = f" and {len(names) - _SOURCES} more" if len(names) > _SOURCES else ""
-                where = cut(f"{entry['case']} {entry['dtype']} {entry['mode']}", _NAME)
-                said.append(f"{where}: {words}: {', '.join(cut(name, _NAME) for name in names[:_SOURCES])}{more}")
+                key = tuple(entry[part] for part in ("case", "dtype", "mode"))
+                listed = ", ".join(cut(name, _NAME) for name in names[:_SOURCES]) + more
+                said.append({"where": cut(" ".join(key), _NAME), "what": words, "names": listed, "entry": key,
+                             "first": entry["sources"][kind][0], "kind": kind})  # fmt: skip
     return said
 
 

@@ -34,14 +34,14 @@ def spark(points: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def trend_figures(trend: Mapping[str, Any], several: bool) -> dict[str, str]:
+def trend_figures(trend: Mapping[str, Any], varying: Sequence[str] = ()) -> dict[str, str]:
     """One line of the table of trends.
 
     Args:
-        several: there are several weights or candidates, so that the line must say which.
+        varying: what a line must say, since there are several of them.
     """
     last = trend["points"][-1]
-    name = " ".join([trend["case"], *([f"({made_with(trend)})"] if several else [])])
+    name = " ".join([trend["case"], *([f"({made_with(trend, varying)})"] if varying else [])])
     return {
         "case": name, "dtype": trend["dtype"], "mode": trend["mode"], "trend": spark(trend["points"]),
         "last": excess(last["worst"], last["differ"]), "verdict": last["verdict"],
@@ -49,9 +49,9 @@ def trend_figures(trend: Mapping[str, Any], several: bool) -> dict[str, str]:
     }  # fmt: skip
 
 
-def made_with(trend: Mapping[str, Any]) -> str:
-    """Weights and candidate of a trend."""
-    return ", ".join(filter(None, (trend["weights"], trend["candidate"])))
+def made_with(trend: Mapping[str, Any], varying: Sequence[str]) -> str:
+    """Weights and candidate of a trend, as far as they vary."""
+    return ", ".join(filter(None, (trend[key] for key in varying)))
 
 
 def run_figures(run: Mapping[str, Any]) -> dict[str, str]:
@@ -66,18 +66,18 @@ def run_figures(run: Mapping[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def are_several(lines: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether trends are of several weights or candidates."""
-    return len(set(map(made_with, lines))) > 1
+def varying(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of ``weights`` and ``candidate``, what is not the same in all trends."""
+    return [key for key in ("weights", "candidate") if len({trend[key] for trend in lines}) > 1]
 
 
 def print_table(found: Index) -> None:
     """Print an index to stdout: trends, the last runs, what could not be read."""
     out = Console(highlight=False)
     lines = latest(found["trends"])
-    several = are_several(lines)
+    vary = varying(lines)
     if lines:
-        out.print(_table([trend_figures(trend, several) for trend in lines[:TRENDS]], "verdict"))
+        out.print(_table([trend_figures(trend, vary) for trend in lines[:TRENDS]], "verdict"))
         out.print(Text("trend: largest excess, oldest run first; up to ▃ a match, up to ▅ suspect", "dim"))
         out.print()
     out.print(_table([run_figures(run) for run in found["runs"][-RUNS:]], "verdict"))
@@ -114,7 +114,7 @@ def markdown(found: Index) -> str:
     lines = latest(found["trends"])
     said = [f"**{plain_markdown(found['sentence'])}**"]
     if lines:
-        said += ["", *markdown_table([trend_figures(trend, are_several(lines)) for trend in lines[:TRENDS]])]
+        said += ["", *markdown_table([trend_figures(trend, varying(lines)) for trend in lines[:TRENDS]])]
     said += ["", *markdown_table([run_figures(run) for run in found["runs"][-RUNS:]])]
     rest = remarks(found)
     return "\n".join([*said, *([""] if rest else []), *(f"- {plain_markdown(line)}" for line in rest)])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from parity import budget
+from parity import budget, closeup
 from parity.errors import UsageError
 from parity.overlay import Run
 from parity.plotstyle import Theme, cut, excess_edges, excess_of, ink_on, limits, points_of, short, step_of, theme
@@ -45,7 +46,13 @@ MOST = 16
 
 
 def print_plots(
-    runs: Mapping[str, Run], kinds: Collection[str] = (), cases: Collection[str] = (), *, dark: bool = False
+    runs: Mapping[str, Run],
+    kinds: Collection[str] = (),
+    cases: Collection[str] = (),
+    *,
+    dark: bool = False,
+    source: Path | None = None,
+    checkpoints: Collection[str] = (),
 ) -> None:
     """Print the plots of one run, or of several over one another, to stdout.
 
@@ -54,20 +61,29 @@ def print_plots(
         kinds: only these of `plots.KINDS`; `SHOWN` where empty.
         cases: only cases of these names; all where empty.
         dark: cells in the colours of a dark page.
+        source: the folder of the only run, which has the traces.
+        checkpoints: whose histograms and profiles are printed, and nothing else where `kinds` is empty.
 
     Raises:
-        UsageError: a case that a run has not, kinds of which there is nothing to show.
+        UsageError: a case or a checkpoint that a run has not, kinds of which there is nothing to show.
     """
+    from parity.reporters.terminal_closeup import lines_of_checkpoints
     from parity.reporters.terminal_runs import lines_of_runs
 
     out = Console(width=WIDTH, highlight=False)
     chosen = {label: of_cases(run, cases, label if len(runs) > 1 else "the run") for label, run in runs.items()}
     # What a person asks for is shown, all of it.
     brief = not kinds and not cases
+    kinds = kinds or (closeup.KINDS if checkpoints else ())
     if len(chosen) > 1:
         lines = list(lines_of_runs(chosen, kinds, theme(dark), brief=brief))
     else:
-        lines = list(lines_of(next(iter(chosen.values())), kinds, theme(dark), brief=brief))
+        (only,) = chosen.values()
+        lines = list(lines_of(only, kinds, theme(dark), brief=brief))
+        if single := [kind for kind in closeup.KINDS if kind in kinds]:
+            lines += lines_of_checkpoints(only, source, single, checkpoints)
+    if not lines and kinds and set(kinds) <= set(closeup.KINDS) and len(chosen) == 1:
+        raise UsageError(closeup.nothing(kinds, checkpoints))
     if not lines:
         what = f"--kind {', '.join(kinds)}" if kinds else "this run"
         raise UsageError(f"{what}: there is nothing of it to show in a terminal")
@@ -174,7 +190,7 @@ def _sources(section: Section) -> Lines:
             if value is None
             else "not finite, or not equal"
             if math.isinf(value)
-            else f"{value:.3g} floors"
+            else f"{short(float(f'{value:.3g}'))} floors"
         )
         yield Text(f"source: {cut(row['name'], 44)}, {said}", "bold red")
     if len(found) > SOURCES:
@@ -241,7 +257,7 @@ def _budget(entry: Entry) -> Lines:
         for part in ("quantization", "precision", "implementation"):
             points = {block: value for block, found in of.items() if (value := getattr(found, part)) is not None}
             if points:
-                lines[f"{cut(stream, 3)} {part[:12]}"] = (points, "blue" if part == "quantization" else "")
+                lines[f"{cut(stream, 3)} {part}"] = (points, "blue" if part == "quantization" else "")
     if lines:
         span = range(1 + max(block for points, _ in lines.values() for block in points))
         yield from titled("error budget: relative RMSE of each block's output", lines, span)

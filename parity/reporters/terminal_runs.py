@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 
 from rich.style import Style
@@ -61,7 +62,7 @@ def lines_of_runs(runs: Mapping[str, Run], kinds: Collection[str], colours: Them
             yield Text()
     said = differences(runs)
     if said and any_shown:
-        yield Text(cut(said.strip(), 2 * WIDTH))
+        yield from map(Text, textwrap.wrap(cut(said.strip(), 2 * WIDTH), WIDTH))
 
 
 def _changed(one: Overlay) -> bool:
@@ -93,8 +94,8 @@ def _changes(one: Overlay, colours: Theme) -> Lines:
                 letter, style = _cell(pairs, colours)
                 line.append(letter.ljust(wide(bins)), style)
             yield line
-    yield Text(f"= - better, from {BORDERS[0]} and {BORDERS[2]} on   · no change   + # worse, from {BORDERS[3]} and "
-               f"{BORDERS[5]} on", "dim")  # fmt: skip
+    yield Text(f"= - better, beyond {BORDERS[0]} and {BORDERS[2]}  · no change  + # worse, beyond {BORDERS[3]} and "
+               f"{BORDERS[5]}", "dim")  # fmt: skip
     yield Text("! verdict got worse   / not judged in both; an excess below 1 counts as 1", "dim")
 
 

@@ -27,7 +27,7 @@ function sortable(table) {
 }
 
 function searchable(form) {
-  const rows = Array.from(document.querySelectorAll(form.dataset.rows)), count = document.getElementById("count");
+  const rows = Array.from(document.querySelectorAll(form.dataset.rows)), count = form.nextElementSibling;
   form.hidden = false;
   form.onsubmit = (event) => event.preventDefault();
   form.oninput = form.onreset = () => setTimeout(() => {
@@ -40,6 +40,32 @@ function searchable(form) {
   });
 }
 
+// A drawing of runs: its points are "place:figure"; pointing at one names the run, a click leads to its line.
+function pointed(drawing) {
+  const points = drawing.dataset.points.split(" "), tip = document.getElementById("tip");
+  const { first, step } = drawing.dataset;
+  const rowAt = (event) => {
+    const box = drawing.getBoundingClientRect(), along = (event.clientX - box.left) / box.width;
+    const at = Math.min(Math.max(Math.round((along - first) / step), 0), points.length - 1), [place, figure] = points[at].split(":");
+    return [document.getElementById("run-" + place), figure.replaceAll("_", " ")];
+  };
+  drawing.onpointermove = (event) => {
+    const [row, figure] = rowAt(event), said = [row.cells[0].querySelector("bdi"), row.cells[1], row.cells[2]].map((cell) => cell.textContent.trim());
+    tip.textContent = [figure ? "excess " + figure : "", said[0].length > 60 ? said[0].slice(0, 59) + "…" : said[0], said[1], figure ? "" : said[2]].filter(Boolean).join(" · ");
+    tip.hidden = false;
+    tip.style.left = Math.max(8, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)) + "px";
+    tip.style.top = event.clientY + 16 + "px";
+  };
+  drawing.onpointerleave = () => { tip.hidden = true; };
+  drawing.onclick = (event) => {
+    const [row] = rowAt(event);
+    row.closest("section").querySelector("form").reset();
+    row.hidden = false;
+    location.hash = row.id;
+  };
+}
+
 theme();
 document.querySelectorAll("table.sortable").forEach(sortable);
 document.querySelectorAll("form[data-rows]").forEach(searchable);
+document.querySelectorAll("svg[data-points]").forEach(pointed);
