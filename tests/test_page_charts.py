@@ -1,6 +1,7 @@
 """The charts in a browser: what is drawn, what the pointer and the keys do, colours by theme and in print."""
 
 import hashlib
+import re
 from importlib import resources
 
 import browser
@@ -21,11 +22,20 @@ PIXELS = """const pixels = (box) => {
     return { canvas, ratio: width / canvas.getBoundingClientRect().width, width, data };
   };
   const inked = (box) => pixels(box).data.filter((value, i) => i % 4 === 3 && value > 0).length;
-  const toned = (i, off = 3) => {
+  const toned = (i, off = 3, down = 3) => {
     const { canvas, ratio, data, width } = pixels("#heatmap"), { left, top } = canvas.getBoundingClientRect();
-    const [x, y] = cell(i), pixel = (v) => Math.round((v + off) * ratio);
-    const at = 4 * (pixel(y - top) * width + pixel(x - left));
+    const [x, y] = cell(i), pixel = (v) => Math.round(v * ratio);
+    const at = 4 * (pixel(y - top + down) * width + pixel(x - left + off));
     return [...data.slice(at, at + 3)];
+  };
+  // How many pixels of a box have a colour, between two shares of its height.
+  const count = (box, colour, from = 0, to = 1) => {
+    const { data, width } = pixels(box), rows = data.length / 4 / width;
+    let n = 0;
+    for (let i = 4 * width * Math.floor(rows * from); i < 4 * width * Math.floor(rows * to); i += 4) {
+      n += data[i + 3] === 255 && colour.every((value, k) => Math.abs(data[i + k] - value) < 3);
+    }
+    return n;
   };
   const variable = (name) => {
     const probe = win.document.createElement("i");
@@ -107,6 +117,48 @@ class TestDrawn:
         assert heat[4][column] == f"{row['excess']:.2f}×"
         assert heat[9][column] == "240×"
 
+    def test_what_the_table_of_ranges_allows_is_a_band(self, page, run):
+        # Of img.attn every block has a documented range, of img.q none.
+        assert all(bool(row["range"]) == row["name"].endswith("attn") for row in run["cases"][0]["checkpoints"]
+                   if re.match(r"block.\d\d.img.(attn|q)$", row["name"]))  # fmt: skip
+        script = "return [count('#range', variable('doc')), inked('#range')];"
+        (edges, ink), (none, less) = (seen_of(page, script, address=f"#block.01.img.{kind}") for kind in ("attn", "q"))
+        assert edges > 300 > 10 > none
+        assert ink > 3 * less
+
+    def test_verdicts_without_an_excess_are_hatched(self, tmp_path):
+        run = sample_run.incomplete(blocks=3, dtypes=("float32",))
+        page = render_report(run, tmp_path / "report.html", force=True)
+        at = {
+            row["verdict"]: i for i, row in enumerate(run["cases"][0]["checkpoints"]) if row["name"].startswith("block")
+        }
+        script = f"""const row = [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6];
+          const tones = (i) => new Set(row.map((off) => toned(i, off).join())).size;
+          return [{at["missing"]}, {at["uncertain"]}, {at["match"]}].map(tones);"""
+        missing, uncertain, match = seen_of(page, script)
+        assert min(missing, uncertain) > 1
+        assert match == 1
+
+    def test_what_is_not_finite_is_a_cross_on_the_upper_edge(self, tmp_path):
+        counted = []
+        for make in (sample_run.nonfinite, sample_run.clean):
+            page = render_report(make(blocks=3, dtypes=("float32",)), tmp_path / "report.html", force=True)
+            script = "return ['#error', '#excess', '#range'].map((box) => count(box, variable('bad'), 0, 0.15));"
+            counted.append(seen_of(page, script, address="#block.02.img.ffn"))
+        assert all(crosses > 0 for crosses in counted[0])
+        assert counted[1] == [0, 0, 0]
+
+    def test_charts_are_drawn_again_for_another_width(self, page):
+        script = """const width = (box) => $(box + " canvas").getBoundingClientRect().width;
+          const widths = () => ["#heatmap", "#error"].map(width);
+          const before = widths();
+          const frame = document.querySelector("iframe");
+          frame.style.width = "600px"; await sleep(400);
+          return [before, widths(), $("#heatmap").clientWidth, $("#error").clientWidth];"""
+        before, after, heat, error = seen_of(page, script)
+        assert after == [heat, error]
+        assert after[0] < before[0]
+
 
 class TestPointerAndKeys:
     pytestmark = needs_chromium
@@ -162,10 +214,11 @@ class TestPointerAndKeys:
     def test_a_drag_zooms_and_a_double_click_shows_all(self, page):
         script = """const over = $("#error .u-over"), frame = over.getBoundingClientRect(), y = frame.top + 40;
 
-          const right = () => {
-            point("mousemove", over, [frame.right - 3, y]);
+          const right = () => ["#error", "#growth"].map((box) => {
+            const place = $(box + " .u-over"), { right, top } = place.getBoundingClientRect();
+            point("mousemove", place, [right - 3, top + 40]);
             return $(".tip").firstChild.textContent;
-          };
+          });
           const seen = [right()];
           const at = (share) => [frame.left + share * frame.width, y];
           point("mousedown", over, at(0.2));
@@ -173,7 +226,8 @@ class TestPointerAndKeys:
           point("mouseup", win.document, at(0.52)); await sleep(120); seen.push(right());
           point("dblclick", over, at(0.5)); await sleep(120); seen.push(right());
           return seen;"""
-        assert seen_of(page, script) == [f"block {BLOCKS - 1}", "block 6", f"block {BLOCKS - 1}"]
+        whole, zoomed = [f"block {BLOCKS - 1}"] * 2, ["block 6"] * 2
+        assert seen_of(page, script) == [whole, zoomed, whole]
 
     def test_a_line_of_what_does_not_repeat_opens_its_row(self, tmp_path):
         run = sample_run.diverged(component="vae", dtypes=("float32",))
