@@ -153,7 +153,8 @@ class TestDrawn:
           const widths = () => ["#heatmap", "#error"].map(width);
           const before = widths();
           const frame = document.querySelector("iframe");
-          frame.style.width = "600px"; await sleep(400);
+          frame.style.width = "600px";
+          await until(() => widths()[0] < before[0]);
           return [before, widths(), $("#heatmap").clientWidth, $("#error").clientWidth];"""
         before, after, heat, error = seen_of(page, script)
         assert after == [heat, error]
