@@ -7,61 +7,80 @@ const CHARTS = new Map();
 //   section  {first, count, unit} of the index
 //   scale    of `scales.js`
 //   series   [{name, ink, values: [[index, value, row?], …], width, alpha, dash, points, quiet}], quiet ones without words
-//   sides    room before the first and behind the last index, for what does not repeat (indices -1 and +1: "in", "out")
+//   sides    room before the first and behind the last index, for what does not repeat (indices -Infinity and Infinity)
 //   bands    [[upper, lower, ink], …] between two series
 //   under, over  (pen) => drawing below and above the lines
-//   nearest  words of the one point that is under the pointer, (series, index, value, row) => text; else of all series
+//   nearest  (row) => words of the one point under the pointer; without it all series are said
 //   open     what a click on a point with a row does
 function chart(box, { label, section, scale, series, sides = false, bands = [], under, over, nearest, open, height = 250, end = 10, sync = "", xName, yName = short }) {
   if (typeof box === "string") box = document.getElementById(box);
-  CHARTS.get(box)?.destroy();
-  const width = Math.max(260, box.clientWidth), edge = sides ? Math.max(1, section.count * 0.05, (section.count * 30) / width) : 0, last = section.first + section.count - 1;
-  const place = (index) => (index === -Infinity ? section.first - edge : index === Infinity ? last + edge : index);
-  const xs = [...new Set([section.first, last, ...(sides ? [place(-Infinity), place(Infinity)] : []), ...series.flatMap((one) => one.values.map(([index]) => place(index)))])].sort((a, b) => a - b);
-  const at = new Map(xs.map((x, k) => [x, k])), rows = series.map(() => []);
-  // What is zero has no place on a logarithmic axis: it lies on the lower edge.
-  const columns = series.map(({ values }, s) => {
-    const column = new Array(xs.length).fill(null);
-    for (const [index, value, row] of values) {
-      const k = at.get(place(index));
-      rows[s][k] = row;
-      if (Number.isFinite(value)) column[k] = Math.min(Math.max(value, scale.low), scale.high);
-    }
-    return column;
-  });
-  const named = (x) => (xName ? xName(x) : sides && x < section.first ? "in" : sides && x > last ? "out" : String(x));
-  const ticks = (u, axis, low, high) => {
-    const first = Math.max(section.first, Math.ceil(low)), count = Math.min(last, Math.floor(high)) - first + 1;
-    const inner = indexTicks({ first, count }, Math.min(10, width / 52));
-    return [...(sides && low < section.first - edge / 2 ? [section.first - edge] : []), ...inner, ...(sides && high > last + edge / 2 ? [last + edge] : [])];
-  };
-  const outer = [section.first - 0.5 - (sides ? edge : 0), last + 0.5 + (sides ? edge : 0)];
-  // Whole indices, so that a zoom never cuts one in two.
-  const range = (u, low, high) => [low === null || low <= xs[0] ? outer[0] : Math.floor(low + 0.5) - 0.5, high === null || high >= xs[xs.length - 1] ? outer[1] : Math.ceil(high - 0.5) + 0.5];
-  const axis = { stroke: colour("muted"), font: FONT, grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
+  forget(box);
+  const width = Math.max(260, box.clientWidth), axis = indexAxis(section, sides, width, xName), aligned = align(series, axis, scale), { place } = axis;
+  const look = { stroke: colour("muted"), font: FONT, grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
   box.replaceChildren();
   box.setAttribute("role", "img");
   box.setAttribute("aria-label", label);
   const plot = new uPlot({
     width, height, padding: [12, end, 0, 0], legend: { show: false }, bands: bandsOf(bands, series),
-    scales: { x: { time: false, range }, y: { distr: scale.distr, asinh: scale.asinh, range: () => [scale.low, scale.high] } },
-    axes: [{ ...axis, grid: { show: false }, size: 26, gap: 3, label: section.unit, labelSize: 14, labelGap: 0, labelFont: FONT, splits: ticks, values: (u, all) => all.map(named), space: 1 },
-      { ...axis, size: 46, gap: 4, splits: () => scale.ticks, values: (u, all) => all.map(yName), space: 1, filter: (u, all) => all }],
+    scales: { x: { time: false, range: axis.range(aligned.xs) }, y: { distr: scale.distr, asinh: scale.asinh, range: () => [scale.low, scale.high] } },
+    axes: [{ ...look, grid: { show: false }, size: 26, gap: 3, label: section.unit, labelSize: 14, labelGap: 0, labelFont: FONT, splits: axis.ticks, values: (u, all) => all.map(axis.named), space: 1 },
+      { ...look, size: 46, gap: 4, splits: () => scale.ticks, values: (u, all) => all.map(yName), space: 1, filter: (u, all) => all }],
     series: [{}, ...series.map((one) => lineOf(one, section.count))],
     cursor: { y: false, points: { show: false }, drag: { x: true, y: false, dist: 5 }, sync: sync ? { key: sync, scales: ["x", null] } : undefined },
     hooks: {
       drawAxes: under ? [(u) => under(penOf(u, place))] : [],
       draw: [(u) => { const pen = penOf(u, place); series.forEach((one) => crosses(pen, one)); if (over) over(pen); }],
     },
-  }, [xs, ...columns], box);
+  }, [aligned.xs, ...aligned.columns], box);
   CHARTS.set(box, plot);
-  plot.over.addEventListener("mousemove", (event) => sayPoint(plot, event, { series, xs, columns, rows, nearest, named, unit: section.unit }));
-  plot.over.addEventListener("mouseleave", tip.hide);
-  if (open) plot.over.addEventListener("click", (event) => { const found = pointAt(plot, event, xs, columns, rows); if (found?.row) open(found.row.i); });
-  const said = series.filter((one) => !one.quiet);
-  tableBehind(box, "Figures: " + label, () => [[section.unit, ...said.map((one) => one.name)], xs.filter((x) => said.some((one) => one.values.some(([index]) => place(index) === x)))
-    .map((x) => [named(x), ...said.map((one) => one.values.filter(([index]) => place(index) === x).map(([, value]) => format(value)).join(", ") || "—")])]);
+  listen(plot, { series, aligned, nearest, open, named: axis.named, unit: section.unit });
+  tableBehind(box, "Figures: " + label, () => figuresOf(series, aligned, axis, section.unit));
   return plot;
+}
+
+// A chart listens to the window: those that are replaced or have left the page must not stay behind.
+function forget(box) {
+  for (const [one, plot] of CHARTS) if (one === box || !one.isConnected) { plot.destroy(); CHARTS.delete(one); }
+}
+
+// The axis of the index: where an index lies, its name, ticks, and the ends of what is shown.
+function indexAxis(section, sides, width, xName) {
+  const last = section.first + section.count - 1, edge = sides ? Math.max(1, section.count * 0.05, (section.count * 30) / width) : 0;
+  const ends = [section.first - edge, last + edge], outer = [ends[0] - 0.5, ends[1] + 0.5];
+  return {
+    fixed: sides ? [section.first, last, ...ends] : [section.first, last],
+    place: (index) => (index === -Infinity ? ends[0] : index === Infinity ? ends[1] : index),
+    named: (x) => (xName ? xName(x) : sides && x < section.first ? "in" : sides && x > last ? "out" : String(x)),
+    ticks(u, axis, low, high) {
+      const first = Math.max(section.first, Math.ceil(low)), inner = indexTicks({ first, count: Math.min(last, Math.floor(high)) - first + 1 }, Math.min(10, width / 52));
+      return [...(sides && low < ends[0] + edge / 2 ? [ends[0]] : []), ...inner, ...(sides && high > ends[1] - edge / 2 ? [ends[1]] : [])];
+    },
+    // Whole indices, so that a zoom never cuts one in two.
+    range: (xs) => (u, low, high) => [low === null || low <= xs[0] ? outer[0] : Math.floor(low + 0.5) - 0.5, high === null || high >= xs[xs.length - 1] ? outer[1] : Math.ceil(high - 0.5) + 0.5],
+  };
+}
+
+// All series over one list of indices, as uPlot takes them, and the row of each point.
+function align(series, { fixed, place }, scale) {
+  const xs = [...new Set([...fixed, ...series.flatMap((one) => one.values.map(([index]) => place(index)))])].sort((a, b) => a - b);
+  const at = new Map(xs.map((x, k) => [x, k])), rows = series.map(() => []), exact = series.map(() => []);
+  const columns = series.map(({ values }, s) => {
+    const column = new Array(xs.length).fill(null);
+    for (const [index, value, row] of values) {
+      const k = at.get(place(index));
+      rows[s][k] = row;
+      exact[s][k] = value;
+      // What is zero has no place on a logarithmic axis: it lies on the lower edge.
+      if (Number.isFinite(value)) column[k] = Math.min(Math.max(value, scale.low), scale.high);
+    }
+    return column;
+  });
+  return { xs, columns, rows, exact };
+}
+
+function figuresOf(series, { xs, exact }, { named }, unit) {
+  const said = [...series.keys()].filter((s) => !series[s].quiet), held = [...xs.keys()].filter((k) => said.some((s) => k in exact[s]));
+  return [[unit, ...said.map((s) => series[s].name)], held.map((k) => [named(xs[k]), ...said.map((s) => format(exact[s][k]))])];
 }
 
 function lineOf({ ink, width = 1.7, alpha = 1, dash, points, paths, fill }, count) {
@@ -105,31 +124,31 @@ function crosses(pen, { values }) {
   }
 }
 
+function listen(plot, about) {
+  plot.over.addEventListener("mousemove", (event) => sayPoint(plot, event, about));
+  plot.over.addEventListener("mouseleave", tip.hide);
+  if (about.open) plot.over.addEventListener("click", (event) => { const found = pointAt(plot, event, about.aligned); if (found?.row) about.open(found.row.i); });
+}
+
 // The point under the pointer, or none within 16 pixels.
-function pointAt(plot, event, xs, columns, rows) {
+function pointAt(plot, event, { xs, columns, rows }) {
   const frame = plot.over.getBoundingClientRect(), x = event.clientX - frame.left, y = event.clientY - frame.top;
   let best = null, closest = 16 ** 2;
   xs.forEach((value, k) => {
     const across = (plot.valToPos(value, "x") - x) ** 2;
     if (across < closest) columns.forEach((column, s) => {
       const off = column[k] === null ? Infinity : across + (plot.valToPos(column[k], "y") - y) ** 2;
-      if (off < closest) { closest = off; best = { s, k, row: rows[s][k] }; }
+      if (off < closest) { closest = off; best = { s, row: rows[s][k] }; }
     });
   });
   return best;
 }
 
-function sayPoint(plot, event, { series, xs, columns, rows, nearest, named, unit }) {
-  const found = pointAt(plot, event, xs, columns, rows);
-  plot.over.classList.toggle("at", Boolean(found?.row));
-  if (nearest) {
-    if (!found) return tip.hide();
-    return tip.show(event, [[series[found.s].ink, nearest(found.row, series[found.s])]]);
-  }
-  const k = plot.posToIdx(event.clientX - plot.over.getBoundingClientRect().left);
-  const lines = series.flatMap((one, s) => (one.quiet || columns[s][k] === null ? [] : [[`${one.ink}${one.dash ? " dashed" : one.width > 4 ? " thick" : ""}`, `${one.name} ${format(valueAt(one, columns[s][k], rows[s][k], k, xs))}`]]));
-  if (lines.length) tip.show(event, [["", `${unit} ${named(xs[k])}`], ...lines]); else tip.hide();
+function sayPoint(plot, event, { series, aligned, nearest, open, named, unit }) {
+  const found = pointAt(plot, event, aligned);
+  plot.over.classList.toggle("at", Boolean(open && found?.row));
+  if (nearest) return found ? tip.show(event, [[series[found.s].ink, nearest(found.row)]]) : tip.hide();
+  const k = plot.posToIdx(event.clientX - plot.over.getBoundingClientRect().left), mark = (one) => `${one.ink}${one.dash ? " dashed" : one.width > 4 ? " thick" : ""}`;
+  const lines = series.flatMap((one, s) => (one.quiet || aligned.columns[s][k] === null ? [] : [[mark(one), `${one.name} ${format(aligned.exact[s][k])}`]]));
+  if (lines.length) tip.show(event, [["", `${unit} ${named(aligned.xs[k])}`], ...lines]); else tip.hide();
 }
-
-// The value itself, not the one that was moved onto the edge.
-const valueAt = (one, drawn, row, k, xs) => { const found = one.values.find(([index]) => index === xs[k]); return found ? found[1] : drawn; };
