@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity.health_checks import CHECKS, FINE, LIMITS, Check, Finding, Row, row_of
+from parity.plotstyle import cut
 from parity.sections import group_of, spans
 
 SEVERITIES = ("error", "warning", "note")
@@ -49,11 +50,14 @@ class _Largest:
             return ""
         rooms = [(dtype, LIMITS[dtype][0] / self.value) for dtype in ("bfloat16", "float16")]
         said = (
-            f"{room:.3g} times below {dtype}'s largest number" if room >= 1 else
-            f"{1 / room:.3g} times beyond {dtype}'s"
+            f"{_times(room)} below {dtype}'s largest number" if room >= 1 else f"{_times(1 / room)} beyond {dtype}'s"
             for dtype, room in rooms
         )  # fmt: skip
         return f": the largest value, {self.value:.3g} at {self.where}, is {', '.join(said)}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if 100 <= factor < 1e6 else f"{factor:.3g} times"
 
 
 def alerts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -71,6 +75,14 @@ def alerts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
         the run holds it: to be escaped where it is shown.
     """
     return examine(run)[0]
+
+
+def brief(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """`alerts` for a terminal: (severity, line), without notes, the severe first."""
+    return [
+        (alert["severity"], cut(f"{alert['severity']}: {alert['title']}. {alert['text']}", 500))
+        for alert in alerts(run) if alert["severity"] != "note"
+    ]  # fmt: skip
 
 
 def passed(run: Mapping[str, Any]) -> list[dict[str, Any]]:
