@@ -339,8 +339,8 @@ def _notes(before: Run, after: Run, pairs: Mapping[Key, tuple[Any, Any]], change
                 f"Case{'s' * (len(other) > 1)} {', '.join(map(shown, other[:3]))}{more}: the same name, but {words}."
             )
     if _packed(before) != _packed(after):
-        said.append("Each run is held against the reference on its own weights: what quantization costs is in the error "
-                    "budget of the run's page, not here.")  # fmt: skip
+        said.append("Each run is held against the reference on its own weights: what quantization costs is in the "
+                    "error budget of the run's page, not here.")  # fmt: skip
     if _began(after) < _began(before):
         said.append(
             "The run given second began before the first one: better and worse are the other way round in time."
