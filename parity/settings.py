@@ -28,7 +28,7 @@ def differences(before: Run, after: Run) -> list[dict[str, Any]]:
 
 
 def _differing(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    old, new = (None if side == {} else side for side in (old, new))
+    old, new = (None if side in ({}, [], "") else side for side in (old, new))
     both = isinstance(old, Mapping) and isinstance(new, Mapping)
     alone = len(path) < _WHOLE and all(side is None or isinstance(side, Mapping) for side in (old, new))
     if (both or (alone and (old or new))) and len(path) < _DEEPEST:
