@@ -69,6 +69,7 @@ _add(bench, "bench_stream:stream", "stream")
 _add(bench, "bench_golden:golden", "golden")
 _add(bench, "bench_faults:faults", "faults")
 _add(bench, "bench_pictures:pictures", "pictures")
+_add(bench, "bench_report:report", "report")
 app.command(bench)
 
 weights = App(

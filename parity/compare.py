@@ -21,7 +21,7 @@ from parity.listed import listed
 from parity.lockstep import chunks_of
 from parity.rangetable import RangeTable
 from parity.result import Run, assemble
-from parity.runfolder import from_json, to_json
+from parity.runfolder import as_read
 from parity.safetensors_header import shown
 
 Row = dict[str, Any]
@@ -77,7 +77,7 @@ def compare(
         "resources": {},
     }
     # Seven digits, as a run's journal keeps them: what is judged again must be the same to the byte.
-    rows = from_json(to_json(rows))
+    rows = as_read(rows)
     run = assemble([_case(golden, rows)], about, RangeTable.load("qwen-image"))
     judged = run["cases"][0]["checkpoints"]
     diverged = [row["name"] for row in judged if row["verdict"] == "diverged"]

@@ -20,6 +20,8 @@ Found = Mapping[str, Any]
 # Lines of changed checkpoints and of settings; what is beyond stands in the JSON.
 LINES = 400
 SOURCES = 60
+# Letters of a setting.
+VALUE = 200
 # Marks of a chart; those within one step of each other are one.
 MARKS = 3000
 _SIZE, _LEFT, _BOTTOM, _STEP = 420, 63, 44, 3.0
@@ -45,7 +47,7 @@ def comparison_html(found: Found, links: tuple[str, str] = ("", "")) -> str:
                  for entry in found["entries"]],
         parts=[(title, lines[0]["change"], [_line(line, links) for line in lines]) for title, lines in parts],
         more=more, links=links,
-        settings=[{"what": one["what"]} | {side: cut(plain(one[side]), 400) for side in ("before", "after")}
+        settings=[{"what": one["what"]} | {side: cut(plain(one[side]), VALUE) for side in ("before", "after")}
                   for one in found["settings"]],
         sources=[one | {"link": _link(links, one["kind"] == "went", one["entry"], one["first"])}
                  for one in known[:SOURCES]],

@@ -1,119 +1,23 @@
 """Health alerts: what figures of a run are unhealthy by themselves, whatever the verdicts say.
 
-A pure function of a ``parity.json`` dict, which may be an old one or from elsewhere: figures that are not
-there are not looked at, text in place of a number is none. A check that looked at nothing is neither an
-alert nor passed.
+A pure function of a ``parity.json`` dict; `parity.health_checks` has the checks. A check that looked at nothing is
+neither an alert nor passed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from parity.health_checks import CHECKS, FINE, LIMITS, Check, Finding, Row, row_of
+from parity.plotstyle import cut
 from parity.sections import group_of, spans
 
 SEVERITIES = ("error", "warning", "note")
-# Below this headroom, one more residual or a larger prompt overflows; a healthy port in bfloat16 has 1e30.
-HEADROOM = 10.0
 # Groups of names that an alert lists; the others are counted.
 MOST_NAMES = 12
-# Largest finite and smallest normal number.
-_LIMITS = {
-    "float16": (65504.0, 2.0**-14), "bfloat16": (3.3895313892515355e38, 2.0**-126),
-    "float32": (3.4028234663852886e38, 2.0**-126), "float64": (1.7976931348623157e308, 2.0**-1022),
-}  # fmt: skip
-_WIDTH = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-# How bad (0: not at all), and the figures in words.
-Finding = tuple[float, str]
-
-
-# A row that was looked at and is healthy.
-_FINE: Finding = (0.0, "")
-
-
-class _Side(NamedTuple):
-    """One side's figures as far as they are usable.
-
-    Attributes:
-        bad: how many values are NaN, how many infinite; None where neither is known.
-        ends: smallest and largest value; None unless both are finite.
-        rms, headroom, absmax: None where they are no numbers.
-    """
-
-    bad: tuple[int, int] | None
-    ends: tuple[float, float] | None
-    rms: float | None
-    headroom: float | None
-    absmax: float | None
-
-
-class _Row(NamedTuple):
-    """A checkpoint's figures. `dtype` is the candidate's, where it is a floating-point one; so `reference_dtype`."""
-
-    row: Mapping[str, Any]
-    reference: _Side
-    candidate: _Side
-    dtype: str | None
-    reference_dtype: str | None
-
-
-def _side(stats: Any) -> _Side:
-    if not isinstance(stats, Mapping):
-        return _NO_SIDE
-    get = stats.get
-    return _Side(
-        _bad_values(get("nan"), get("inf")), _ends(number(get("min")), number(get("max"))),
-        number(get("rms")), number(get("headroom")), number(get("absmax")),
-    )  # fmt: skip
-
-
-_NO_SIDE = _Side(None, None, None, None, None)
-
-
-def _row(row: Mapping[str, Any]) -> _Row:
-    dtype = row.get("dtype")
-    dtype = dtype if isinstance(dtype, str) and dtype in _LIMITS else None
-    reference = _side(row.get("reference"))
-    return _Row(row, reference, _side(row.get("candidate")), dtype, _dtype_of(reference, dtype))
-
-
-def _dtype_of(side: _Side, likely: str | None) -> str | None:
-    """A dtype from a side's figures: headroom times absmax is its largest number; else the `likely` one."""
-    if side.headroom is None or side.absmax is None:
-        return likely
-    most = side.headroom * side.absmax
-    if likely and math.isclose(most, _LIMITS[likely][0], rel_tol=1e-5):
-        return likely
-    return next((name for name, (own, _) in _LIMITS.items() if math.isclose(most, own, rel_tol=1e-5)), likely)
-
-
-def _bad_values(nan: Any, inf: Any) -> tuple[int, int] | None:
-    if type(nan) is type(inf) is int and 0 <= nan < 1 << 53 and 0 <= inf < 1 << 53:
-        return nan, inf
-    counts = number(nan), number(inf)
-    if counts == (None, None):
-        return None
-    nan, inf = (int(count) if count is not None and 0 < count < math.inf else 0 for count in counts)
-    return nan, inf
-
-
-def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
-    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        return None
-    return low, high
-
-
-@dataclass(frozen=True)
-class _Check:
-    code: str
-    severity: str
-    title: str
-    passed: str
-    advice: str
-    look: Callable[[_Row], Finding | None]
 
 
 @dataclass
@@ -126,6 +30,34 @@ class _Seen:
     words: str = ""
     where: str = ""
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class _Largest:
+    """The largest magnitude of both sides in a run, and where; of floating-point values."""
+
+    value: float = 0.0
+    where: str = ""
+
+    def take(self, one: Row) -> None:
+        for side, dtype in ((one.candidate, one.dtype), (one.reference, one.reference_dtype)):
+            if dtype and side.absmax is not None and self.value < side.absmax < math.inf:
+                self.value, self.where = side.absmax, one.row["name"]
+
+    def words(self) -> str:
+        """How far it is from overflow, whatever the run's own dtype is."""
+        if not self.value:
+            return ""
+        rooms = [(dtype, LIMITS[dtype][0] / self.value) for dtype in ("bfloat16", "float16")]
+        said = (
+            f"{_times(room)} below {dtype}'s largest number" if room >= 1 else f"{_times(1 / room)} beyond {dtype}'s"
+            for dtype, room in rooms
+        )  # fmt: skip
+        return f": the largest value, {self.value:.3g} at {self.where}, is {', '.join(said)}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if 100 <= factor < 1e6 else f"{factor:.3g} times"
 
 
 def alerts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,6 +77,14 @@ def alerts(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return examine(run)[0]
 
 
+def brief(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """`alerts` for a terminal: (severity, line), without notes, the severe first."""
+    return [
+        (alert["severity"], cut(f"{alert['severity']}: {alert['title']}. {alert['text']}", 500))
+        for alert in alerts(run) if alert["severity"] != "note"
+    ]  # fmt: skip
+
+
 def passed(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The checks that looked at something and found nothing: `code`, `title`, `looked`."""
     return examine(run)[1]
@@ -152,43 +92,32 @@ def passed(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def examine(run: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """`alerts` and `passed`, looking once."""
-    examined = _examined(run)
+    examined, largest = _examined(run)
     fine = [(check, seen.looked) for check, seen in examined if seen.looked and not seen.bad]
+    told = {"headroom": largest.words()}
     return (
         [_alert(check, seen) for check, seen in examined if seen.bad],
-        [{"code": check.code, "title": check.passed, "looked": looked} for check, looked in fine],
-    )
+        [{"code": check.code, "title": check.passed + told.get(check.code, ""), "looked": looked}
+         for check, looked in fine],
+    )  # fmt: skip
 
 
-def number(value: Any) -> float | None:
-    """A figure of ``parity.json``, NaN and infinities spelled out or not; None for what is no number."""
-    if type(value) is float:
-        return value
-    if isinstance(value, str):
-        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.get(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _examined(run: Mapping[str, Any]) -> list[tuple[_Check, _Seen]]:
-    seen = [_Seen() for _ in CHECKS]
+def _examined(run: Mapping[str, Any]) -> tuple[list[tuple[Check, _Seen]], _Largest]:
+    seen, largest = [_Seen() for _ in CHECKS], _Largest()
     looks = [(check.look, so_far) for check, so_far in zip(CHECKS, seen, strict=True)]
     for index, label, one in _rows(run):
+        largest.take(one)
         for look, so_far in looks:
             found = look(one)
             if found is None:
                 continue
             so_far.looked += 1
-            if found is not _FINE and found[0] > 0:
+            if found is not FINE and found[0] > 0:
                 _enter(so_far, found, one.row["name"], index, label)
-    return list(zip(CHECKS, seen, strict=True))
+    return list(zip(CHECKS, seen, strict=True)), largest
 
 
-def _rows(run: Mapping[str, Any]) -> Iterator[tuple[int, str, _Row]]:
+def _rows(run: Mapping[str, Any]) -> Iterator[tuple[int, str, Row]]:
     """Index and label of the entry, and the row, of everything that has a name and statistics."""
     cases = run.get("cases") if isinstance(run, Mapping) else None
     for index, entry in enumerate(cases if isinstance(cases, list) else ()):
@@ -197,7 +126,7 @@ def _rows(run: Mapping[str, Any]) -> Iterator[tuple[int, str, _Row]]:
         label = " · ".join(str(entry[key]) for key in ("name", "dtype", "mode") if key in entry)
         for row in entry["checkpoints"]:
             if isinstance(row, Mapping) and isinstance(row.get("name"), str):
-                yield index, label, _row(row)
+                yield index, label, row_of(row)
 
 
 def _enter(seen: _Seen, found: Finding, name: str, index: int, label: str) -> None:
@@ -212,7 +141,7 @@ def _enter(seen: _Seen, found: Finding, name: str, index: int, label: str) -> No
         known["indices"].setdefault(unit, set()).add(at)
 
 
-def _alert(check: _Check, seen: _Seen) -> dict[str, Any]:
+def _alert(check: Check, seen: _Seen) -> dict[str, Any]:
     s = "s" * (seen.looked != 1)
     return {
         "code": check.code, "severity": check.severity, "title": check.title,
@@ -230,165 +159,3 @@ def _alert(check: _Check, seen: _Seen) -> dict[str, Any]:
         ],
         "more": max(0, len(seen.groups) - MOST_NAMES),
     }  # fmt: skip
-
-
-def _candidate_not_finite(one: _Row) -> Finding | None:
-    found, expected = one.candidate.bad, one.reference.bad
-    if found is None or (expected is not None and any(expected)):
-        return None
-    if not any(found):
-        return _FINE
-    return float(sum(found)), f"{found[0]:,} NaN and {found[1]:,} infinite values, none in the reference"
-
-
-def _reference_not_finite(one: _Row) -> Finding | None:
-    found = one.reference.bad
-    if found is None or not any(found):
-        return None if found is None else _FINE
-    return float(sum(found)), f"{found[0]:,} NaN and {found[1]:,} infinite values in the reference"
-
-
-def _headrooms(one: _Row) -> list[tuple[float, str, str]]:
-    """(headroom, side, dtype) of the sides whose values are of a floating-point dtype."""
-    sides = (
-        (one.candidate.headroom, "candidate", one.dtype), (one.reference.headroom, "reference", one.reference_dtype)
-    )  # fmt: skip
-    return [(room, side, dtype) for room, side, dtype in sides if dtype and room is not None and room > 0]
-
-
-def _saturated(one: _Row) -> Finding | None:
-    known = _headrooms(one)
-    full = [(side, dtype) for room, side, dtype in known if room <= 1 + 1e-6]
-    if not full:
-        return _FINE if known else None
-    words = " and ".join(f"the {side}'s largest value is {dtype}'s largest number" for side, dtype in full)
-    return float(len(full)), words
-
-
-def _near_overflow(one: _Row) -> Finding | None:
-    known = _headrooms(one)
-    if not known:
-        return None
-    room, side, dtype = min(known)
-    if not 1 + 1e-6 < room < HEADROOM:
-        return _FINE
-    others = [f", the reference's {other:.3g}" for other, whose, _ in known if whose == "reference" != side]
-    return 1 / room, f"the {side}'s headroom in {dtype} is {room:.3g}{''.join(others)}"
-
-
-def _zeros(one: _Row) -> Finding | None:
-    ours, theirs = one.candidate.ends, one.reference.ends
-    if ours is None or theirs is None or theirs == (0.0, 0.0):
-        return None
-    return (1.0, f"all zeros, where the reference is {_range(theirs)}") if ours == (0.0, 0.0) else _FINE
-
-
-def _constant(one: _Row) -> Finding | None:
-    ours, theirs = one.candidate.ends, one.reference.ends
-    if ours is None or theirs is None or theirs[0] == theirs[1]:
-        return None
-    if not ours[0] == ours[1] != 0.0:
-        return _FINE
-    return 1.0, f"every value is {ours[0]:.4g}, where the reference is {_range(theirs)}"
-
-
-def _denormal(one: _Row) -> Finding | None:
-    rms, expected = one.candidate.rms, one.reference.rms
-    if one.dtype is None or rms is None or not rms > 0:
-        return None
-    least = _LIMITS[one.dtype][1]
-    if rms >= least:
-        return _FINE
-    said = f" (the reference's {expected:.3g})" if expected is not None else ""
-    return least / rms, f"rms {rms:.3g}{said}; {one.dtype} is normal from {least:.3g} on"
-
-
-def _dtype_differs(one: _Row, wider: bool) -> Finding | None:
-    # What a comparison reads was written by somebody, in a dtype that files have.
-    if one.dtype is None or one.reference.absmax is None or one.row.get("evidence") is not None:
-        return None
-    if one.reference_dtype == one.dtype:
-        return _FINE
-    ours, theirs = _WIDTH[one.dtype], _WIDTH[one.reference_dtype or one.dtype]
-    off = ours > theirs if wider else ours < theirs
-    return (1.0, f"{one.dtype}, the reference has {one.reference_dtype}") if off else _FINE
-
-
-def _outside(one: _Row) -> Finding | None:
-    return _documented(one, "outside", same=False)
-
-
-def _outside_both(one: _Row) -> Finding | None:
-    return _documented(one, "outside", same=True)
-
-
-def _absent(one: _Row) -> Finding | None:
-    return _documented(one, "absent", same=False)
-
-
-def _absent_both(one: _Row) -> Finding | None:
-    return _documented(one, "absent", same=True)
-
-
-def _documented(one: _Row, verdict: str, *, same: bool) -> Finding | None:
-    """A range verdict of rows whose reference has the same range, or has not."""
-    found = one.row.get("range")
-    if not isinstance(found, Mapping) or found.get("verdict") not in ("inside", "outside", "absent"):
-        return None
-    ours, theirs = one.candidate.ends, one.reference.ends
-    if theirs is None or any(one.reference.bad or ()):
-        return None
-    if found["verdict"] != verdict or _alike(ours, theirs) != same:
-        return _FINE
-    low, high, factor = (number(found.get(key)) for key in ("low", "high", "factor"))
-    documented = _range((low, high)) if low is not None and high is not None else "another range"
-    badness = 1.0 if factor is None or math.isnan(factor) else factor if verdict == "outside" else 1 / max(factor, 1e-9)
-    reference = "" if same else f", the reference {_range(theirs)}"
-    return max(badness, 1e-9), f"{_range(ours) if ours else 'not finite'}{reference}, documented {documented}"
-
-
-def _alike(ours: tuple[float, float] | None, theirs: tuple[float, float]) -> bool:
-    if ours is None:
-        return False
-    size = max(map(abs, theirs))
-    return all(abs(a - b) <= 0.1 * size for a, b in zip(ours, theirs, strict=True))
-
-
-def _range(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:.4g} … {ends[1]:.4g}"
-
-
-_SAME = "The reference has the same range: the prompt, the size or the weights differ from the table's, not the port."
-# The severe first.
-CHECKS = (
-    _Check("nonfinite", "error", "NaN or infinity in the candidate",
-           "No NaN or infinity in the candidate where the reference is finite",
-           "Everything behind the first of them is lost: look there, at overflow in a narrow dtype first.",
-           _candidate_not_finite),
-    _Check("zeros", "error", "Zeros where the reference has values", "No array of zeros",
-           "A weight that was not loaded, a gate or a mask that blanks everything.", _zeros),
-    _Check("constant", "error", "One value everywhere", "No array of one value",
-           "A clamp, a saturated activation, or an index that always takes the same row.", _constant),
-    _Check("saturated", "warning", "Values at the dtype's largest number", "Nothing is clipped at the largest number",
-           "They were clipped, or overflow next: use bfloat16 or float32 there.", _saturated),
-    _Check("headroom", "warning", f"Less than {HEADROOM:g} times to overflow",
-           f"At least {HEADROOM:g} times to overflow everywhere",
-           "Another prompt or size may overflow: use bfloat16 or float32 there.", _near_overflow),
-    _Check("reference-nonfinite", "warning", "The reference itself is not finite", "The reference is finite",
-           "Nothing can be said of the port there: run it in another dtype.", _reference_not_finite),
-    _Check("outside", "warning", "Outside the documented range", "No range outside the table that the reference keeps",
-           "The port leaves a range that the reference does not.", _outside),
-    _Check("absent", "warning", "A documented size is not reached", "Documented sizes are reached",
-           "The growth that the model is known for is not there: a gate, a residual or a scale is missing.", _absent),
-    _Check("denormal", "warning", "Denormal numbers", "No array of denormal numbers",
-           "Most values have lost digits, and devices that flush them give zeros.", _denormal),
-    _Check("wider", "warning", "Wider than the reference's dtype", "No array is wider than the reference's",
-           "A float32 constant has promoted the values: the same picture, slower.",
-           lambda one: _dtype_differs(one, wider=True)),
-    _Check("narrower", "warning", "Narrower than the reference's dtype", "No array is narrower than the reference's",
-           "The reference computes this in more digits.", lambda one: _dtype_differs(one, wider=False)),
-    _Check("outside-both", "note", "Both sides outside the documented range", "Both sides within the documented ranges",
-           _SAME, _outside_both),
-    _Check("absent-both", "note", "Both sides below a documented size", "Both sides reach the documented sizes",
-           _SAME, _absent_both),
-)  # fmt: skip

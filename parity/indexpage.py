@@ -23,6 +23,8 @@ TRENDS = 1000
 POINTS = 200
 STRIP = 400
 _WIDTH, _HEIGHT, _EDGE = 220, 36, 5
+# Up to so many runs of a trend have a mark each, as a line through them alone does not say how many they are.
+_FEW = 16
 # One axis for all trends, so that they can be held against each other: the verdicts' limits have their place on it,
 # and how far beyond them a divergence is, is said in figures.
 _LOW, _HIGH = 0.3, 30.0
@@ -52,7 +54,7 @@ def index_html(found: Index, base: str = ".") -> str:
         last=max(last, key=_RANKS.__getitem__, default=""), runs=runs[::-1], strip=strip(runs),
         bars={state: _bar(state, 0) for state in _BARS},
         states={state: count for state in _BARS if (count := held[state])}, left_out=max(0, len(runs) - STRIP),
-        tiles=_tiles(lines, last),
+        tiles=_tiles(lines, last), dates=_dates(runs[-STRIP:]),
     )  # fmt: skip
 
 
@@ -68,6 +70,11 @@ def _tiles(lines: Sequence[Mapping[str, Any]], last: Sequence[str]) -> list[tupl
         *((name, n, f"case{'s' * (n != 1)} {said}") for one, (name, said) in words.items() for n in [last.count(one)]),
         *((one, moved[one], f"{one} than the run before") for one in ("worse", "better")),
     ]  # fmt: skip
+
+
+def _dates(runs: Sequence[Mapping[str, Any]]) -> str:
+    days = [run["started"][:10] for run in runs if run["started"]]
+    return f": {days[0]} to {days[-1]}" if days else ""
 
 
 def _trend(trend: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], vary: Sequence[str]) -> dict[str, Any]:
@@ -160,8 +167,9 @@ def sparkline(points: Sequence[Mapping[str, Any]]) -> Markup:
             marks.append(f'<path class="divergence" d="M{x:.1f} {y - 4:.1f}l4 7h-8z"/>')
         elif point["verdict"] == "incomplete":
             marks.append(f'<circle class="incomplete" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>')
-        elif place == len(shown) - 1:
-            marks.append(f'<circle class="last" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>')
+        elif value is not None and (place == len(shown) - 1 or len(shown) <= _FEW):
+            size = 2.6 if place == len(shown) - 1 else 1.7
+            marks.append(f'<circle class="last" cx="{x:.1f}" cy="{y:.1f}" r="{size}"/>')
     match, suspect = _height(_MATCH), _height(_SUSPECT)
     listed = " ".join(f"{point['run']}:{excess(point['worst'], point['differ']).replace(' ', '_')}" for point in shown)
     return Markup(

@@ -1,9 +1,9 @@
 """What plots and report share: colours, the excess scale, numbers and names as text, axes.
 
-The colours are Okabe and Ito's, which stay apart for colour-blind readers. The excess scale has
-steps, three below the verdict `match`, two for `suspect`, four above, so that a verdict can be
-read off a cell without a look at the colour bar: blue, amber, red to brown. `Theme.changes` are
-seven, from much better to much worse.
+The colours are Okabe and Ito's or near to them, which stay apart for colour-blind readers: a test measures it. The
+excess scale has steps, three below the verdict `match`, two for `suspect`, four above, so that a verdict can be read
+off a cell without the colour bar: blue, amber, red; the larger the excess, the further from the page's colour.
+`Theme.changes` are seven, from much better to much worse.
 matplotlib is imported only by the functions that draw, so that the report can do without it.
 """
 
@@ -56,16 +56,16 @@ class Theme:
 LIGHT = Theme(
     page="#ffffff", panel="#ffffff", ink="#1c2430", muted="#5b6673", grid="#e3e7ec",
     img="#0072b2", txt="#c8660a", step="#a3457e",
-    reference="#1c2430", documented="#009e73", bad="#c2410c", blank="#eceff2",
+    reference="#1c2430", documented="#009e73", bad="#b3261e", blank="#eceff2",
     steps=("#eaf3fa", "#c9e1f2", "#94c4e4", "#fbdc8c", "#f2b134", "#e8702a", "#c2410c", "#8a2a06", "#4d1502"),
     changes=("#0b4f86", "#4f9bd1", "#b9d9ee", "#f1f3f5", "#fbdc8c", "#e8702a", "#8a2a06"),
 )  # fmt: skip
 DARK = Theme(
     page="#12171d", panel="#171d25", ink="#e8edf3", muted="#9fabb8", grid="#2b343f",
-    img="#56b4e9", txt="#f2a65a", step="#e294bd",
-    reference="#e8edf3", documented="#2fc596", bad="#ff7a45", blank="#232b35",
-    steps=("#17293a", "#1f3f5b", "#2f6390", "#8a6a14", "#c9981f", "#d9541a", "#f4733a", "#ff9f73", "#ffd3bf"),
-    changes=("#8fd0ff", "#3f8fc9", "#1f4a6e", "#232b35", "#7d5f14", "#d9541a", "#ffb38f"),
+    img="#56b4e9", txt="#f2a65a", step="#d85fb0",
+    reference="#e8edf3", documented="#62e9b8", bad="#f5505c", blank="#232b35",
+    steps=("#17293a", "#1f3f5b", "#2f6390", "#725500", "#967200", "#ff6c5a", "#ff9881", "#ffc0b2", "#ffe5df"),
+    changes=("#8fd0ff", "#3f8fc9", "#1f4a6e", "#232b35", "#725500", "#ff6c5a", "#ffc0b2"),
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def ink_on(face: str) -> str:
     channels = [int(face[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-    return "#111111" if luminance > 0.18 else "#ffffff"
+    return "#000000" if luminance > 0.179 else "#ffffff"
 
 
 def rc(colours: Theme) -> dict[str, Any]:

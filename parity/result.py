@@ -15,7 +15,7 @@ from parity.errors import UsageError
 from parity.memory import uncollected
 from parity.names import parse
 from parity.rangetable import RangeTable
-from parity.runfolder import SCHEMA, from_json, to_json
+from parity.runfolder import SCHEMA, as_read
 from parity.safetensors_header import shown
 
 Run = dict[str, Any]
@@ -102,7 +102,7 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
         "cases": judged,
     }
     # As it will be read back, so that what is made from it now and later is the same to the byte.
-    return from_json(to_json(run))
+    return as_read(run)
 
 
 _ABOUT = ("weights", "environment", "suite", "notes", "ranges", "ports", "command", "started", "seconds", "resources")

@@ -1,8 +1,8 @@
 """The rows of a run by column, gzipped: what the page's script draws charts and table from.
 
 A column of words is ``[distinct words, index of each row]``. Numbers have as many digits as the page
-shows; a figure of the candidate that shows like the reference's is written as "=". `data.js` holds
-the reading side.
+shows; a figure of the candidate that shows like the reference's is written as "=". Marks that hide or
+turn text are spelled out. `data.js` holds the reading side.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from parity.dataflow import parents_of
-from parity.plotstyle import excess_edges, limits
+from parity.plotstyle import excess_edges, limits, visible
 from parity.sections import (
     Entry,
     Section,
@@ -118,7 +118,7 @@ def _word(value: Any, between: str = ", ") -> str:
 def _words(values: Iterable[str]) -> str:
     index: dict[str, int] = {}
     codes = [index.setdefault(value, len(index)) for value in values]
-    return json.dumps([list(index), codes], separators=(",", ":"))
+    return json.dumps([list(map(visible, index)), codes], separators=(",", ":"))
 
 
 def _column(values: Sequence[str]) -> str:
@@ -140,6 +140,4 @@ def _number(value: Any) -> str:
         return str(value)
     if value is None:
         return "null"
-    if isinstance(value, str):
-        return json.dumps(value)
-    return str(int(value)) if isinstance(value, int) else json.dumps(str(value))
+    return str(int(value)) if isinstance(value, int) else json.dumps(visible(str(value)))

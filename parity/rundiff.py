@@ -69,9 +69,9 @@ def diff(before: Run, after: Run, folders: tuple[str, str] = ("", "")) -> dict[s
     common = any(old and new for old, new in pairs.values())
     said = _verdict(counts, common)
     return {
-        "schema": 1, "verdict": said, "sentence": _sentence(said, counts, changed),
+        "schema": 1, "verdict": said, "sentence": _sentence(said, counts, changed, (before, after)),
         "before": _about(before, folders[0]), "after": _about(after, folders[1]), "counts": counts, "failing": failing,
-        "settings": differences(before, after), "notes": _notes(before, after, pairs, changed),
+        "settings": differences(before, after), "notes": _notes(before, after, pairs, changed) if common else [],
         "entries": entries, "checkpoints": changed, "points": [point for point in points if point],
     }  # fmt: skip
 
@@ -278,10 +278,12 @@ def _verdict(counts: Mapping[str, int], common: bool) -> str:
     return "mixed" if up and down else "better" if up else "worse"
 
 
-def _sentence(verdict: str, counts: Mapping[str, int], changed: list[dict[str, Any]]) -> str:
+def _sentence(verdict: str, counts: Mapping[str, int], changed: list[dict[str, Any]], runs: tuple[Run, Run]) -> str:
     """What changed in one sentence."""
     if verdict == "incomparable":
-        return "Nothing to compare: the runs have no case in the same dtype and mode in common."
+        suites = [shown(str(run.get("suite") or "?")) for run in runs]
+        which = f" (suite {suites[0]} before, {suites[1]} after)" if suites[0] != suites[1] else ""
+        return f"Nothing to compare: the runs have no case in the same dtype and mode in common{which}."
     both = sum(counts[change] for change in ("better", "worse", "other", "same"))
     if counts["same"] == sum(counts.values()):
         return f"No change: all {both:,} checkpoints are as they were, as far as noise lets see."
@@ -339,8 +341,8 @@ def _notes(before: Run, after: Run, pairs: Mapping[Key, tuple[Any, Any]], change
                 f"Case{'s' * (len(other) > 1)} {', '.join(map(shown, other[:3]))}{more}: the same name, but {words}."
             )
     if _packed(before) != _packed(after):
-        said.append("Each run is held against the reference on its own weights: what bits cost is no part of this, "
-                    "but of the error budget on the page of the run.")  # fmt: skip
+        said.append("Each run is held against the reference on its own weights: what quantization costs is in the "
+                    "error budget of the run's page, not here.")  # fmt: skip
     if _began(after) < _began(before):
         said.append(
             "The run given second began before the first one: better and worse are the other way round in time."

@@ -23,6 +23,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,16 @@ def to_json(value: Any) -> Any:
     """Make a value JSON can hold: NaN and infinities become strings, floats keep 7 digits."""
     kind = type(value)
     if kind is float:
-        return float(f"{value:.7g}") if math.isfinite(value) else str(value)
+        return float(f"{value:.7g}") if isfinite(value) else str(value)
     if kind in _PLAIN:
         return value
     if isinstance(value, dict):
-        return {key: item if type(item) in _PLAIN else to_json(item) for key, item in value.items()}
+        return {
+            key: item if type(item) in _PLAIN
+            else float(f"{item:.7g}") if type(item) is float and isfinite(item)
+            else to_json(item)
+            for key, item in value.items()
+        }  # fmt: skip
     if isinstance(value, list | tuple):
         return [item if type(item) in _PLAIN else to_json(item) for item in value]
     if isinstance(value, np.generic):
@@ -62,7 +68,8 @@ def to_json(value: Any) -> Any:
 
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _TEXTS = frozenset(("name", "reason", "sentence", "sources", "prompts", "negative", "prompt"))
-_READ = frozenset((float, int, bool, type(None)))
+_SAME = frozenset((int, bool, type(None)))
+_READ = _SAME | {float}
 
 
 def from_json(value: Any, key: str = "") -> Any:
@@ -74,6 +81,20 @@ def from_json(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and key not in _TEXTS:
         return _NUMBERS.get(value, value)
     return value
+
+
+def as_read(value: Any, key: str = "") -> Any:
+    """``from_json(to_json(value))`` in one go: `value` as a file will give it back."""
+    if isinstance(value, dict):
+        return {
+            name: item if type(item) in _SAME
+            else float(f"{item:.7g}") if type(item) is float and isfinite(item)
+            else as_read(item, name)
+            for name, item in value.items()
+        }  # fmt: skip
+    if isinstance(value, list | tuple):
+        return [item if type(item) in _SAME else as_read(item, key) for item in value]
+    return from_json(to_json(value), key)
 
 
 def write_json(path: Path, value: Any) -> str:

@@ -155,6 +155,7 @@ def _read(folder: Path, root: Path) -> dict[str, Any]:
         return about | _finished(_load(path)) | {"state": "finished"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         what = str(error) if isinstance(error, ValueError) else f"not as a run writes it ({type(error).__name__})"
+        what = f"parity.json has no {shown(str(error.args[0]))}" if isinstance(error, KeyError) else what
         return {"when": 0.0, "started": None} | about | {"state": "unreadable", "reason": _short(what)}
 
 

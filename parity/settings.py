@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 Run = Mapping[str, Any]
@@ -11,23 +12,27 @@ PARTS = ("suite", "command", "weights", "environment", "ports", "ranges")
 # More lines than these tell nothing more; longer texts are cut where they are shown.
 MOST = 200
 _DEEPEST = 6
+# Parts of the first level are taken apart even where a run has none of them.
+_WHOLE = 2
 
 
 def differences(before: Run, after: Run) -> list[dict[str, Any]]:
     """Settings that are not the same in two runs, in order, at most `MOST`.
 
     Returns:
-        ``what`` (``environment.candidate.mlx``), ``before``, ``after``; None where a run has no such setting.
+        ``what`` (``environment.candidate.mlx``), ``before``, ``after``; None where a run has no such setting. A table
+        that one run has alone, such as what its weights were quantized from, is one setting.
     """
-    sides = [dict(_flat({part: run.get(part) for part in PARTS})) for run in (before, after)]
-    found = [{"what": what, "before": sides[0].get(what), "after": sides[1].get(what)} for what in sides[0] | sides[1]]
-    return [one for one in found if one["before"] != one["after"]][:MOST]
+    return list(islice(_differing({part: before.get(part) for part in PARTS},
+                                  {part: after.get(part) for part in PARTS}, ()), MOST))  # fmt: skip
 
 
-def _flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value and len(path) < _DEEPEST:
-        for key, item in value.items():
-            yield from _flat(item, (*path, str(key)))
-    # An empty table of settings is none, and no setting that went.
-    elif value is not None and value != {}:
-        yield ".".join(path), value
+def _differing(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    old, new = (None if side in ({}, [], "") else side for side in (old, new))
+    both = isinstance(old, Mapping) and isinstance(new, Mapping)
+    alone = len(path) < _WHOLE and all(side is None or isinstance(side, Mapping) for side in (old, new))
+    if (both or (alone and (old or new))) and len(path) < _DEEPEST:
+        for key in dict.fromkeys([*(old or {}), *(new or {})]):
+            yield from _differing((old or {}).get(key), (new or {}).get(key), (*path, str(key)))
+    elif old != new:
+        yield {"what": ".".join(path), "before": old, "after": new}

@@ -28,13 +28,15 @@ BELOW = {
     "case": ("export",),
     "trace": ("import", "record", "show"),
     "ranges": ("check", "record", "show"),
-    "bench": ("capture", "clean", "faults", "forward", "golden", "instrument", "pictures", "sensitivity", "stream"),
+    "bench": (
+        "capture", "clean", "faults", "forward", "golden", "instrument", "pictures", "report", "sensitivity", "stream",
+    ),
     "weights": ("check", "convert", "quantize", "scan"),
-}
+}  # fmt: skip
 # Commands of a group that have a file of their own.
 OWN_FILE = {
-    "bench_faults", "bench_golden", "bench_pictures", "bench_stream", "quantize", "scan", "trace_import",
-    "trace_record", "trace_show",
+    "bench_faults", "bench_golden", "bench_pictures", "bench_report", "bench_stream", "quantize", "scan",
+    "trace_import", "trace_record", "trace_show",
 }  # fmt: skip
 # Parameters whose word is one of Python's own.
 SPELLED = {"passage": "pass"}

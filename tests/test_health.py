@@ -7,7 +7,8 @@ import pytest
 import sample_run
 
 from parity import health
-from parity.result import from_json, to_json
+from parity.health_checks import number
+from parity.runfolder import from_json, to_json
 
 SMALL = {"blocks": 3, "level": "block", "dtypes": ("float32",)}
 STATS = {"min": -3.0, "max": 4.0, "mean": 0.1, "std": 1.0, "rms": 1.0, "absmax": 4.0, "nan": 0, "inf": 0,
@@ -123,6 +124,58 @@ def test_a_reference_that_is_not_finite_has_no_range_to_keep():
     assert "not finite, the reference -3 … 4, documented -4 … 5" in health.alerts(run)[1]["text"]
 
 
+def test_a_documented_range_is_named_and_how_far_it_is_left():
+    wrong = row(candidate={"max": 60.0}, range=documented("outside", factor=12.0))
+    small = row(candidate={"min": -0.1, "max": 0.1}, range=documented("absent", factor=0.02))
+    texts = [alert["text"] for alert in health.alerts(run_of(wrong, small))]
+    assert "-3 … 60, the reference -3 … 4, documented -4 … 5 as “img_attn_out”, 12 times that. " in texts[0]
+    assert "-0.1 … 0.1, the reference -3 … 4, documented -4 … 5 as “img_attn_out”, 0.02 of that. " in texts[1]
+    for name, factor in ((3, "nan"), (None, None), ("x" * 9_000, "inf")):
+        odd = documented("outside", factor=factor) | {"row": name}
+        [alert] = health.alerts(run_of(row(candidate={"max": 60.0}, range=odd)))
+        assert " of that" not in alert["text"]
+        assert " times that" not in alert["text"]
+        assert len(alert["text"]) < 500
+
+
+def test_parts_that_are_exchanged_are_the_ports_own_fault():
+    """GIVEN shift and scale in the wrong order, of one range as a whole, THEN the alert is the port's."""
+    parts = [[-30.0, 20.0], [-130.0, 110.0]]
+    whole = {"min": -130.0, "max": 110.0, "absmax": 130.0}
+    left = {"row": "scale/shift", "low": -30.0, "high": 20.0, "verdict": "outside", "factor": 5.5}
+
+    def found(ours):
+        made = row(candidate=whole | {"chunks": ours}, reference=whole | {"chunks": parts}, range=left)
+        return health.alerts(run_of(made))
+
+    [alert] = found(parts[::-1])
+    assert alert["code"] == "outside"
+    assert (
+        "-130 … 110 in all its parts, the reference -130 … 110, documented -30 … 20 as “scale/shift”" in alert["text"]
+    )
+    assert [one["code"] for one in found(parts)] == ["outside-both"]
+    for odd in (None, [], [3], [[1]], [[None, 1.0]] * 2, [["nan", 1.0]] * 2, parts[:1], "ab"):
+        assert [one["code"] for one in found(odd)] in (["outside"], ["outside-both"])
+
+
+@pytest.mark.parametrize(
+    ("largest", "said"),
+    [
+        (46e6, "the largest value, 4.6e+07 at block.59.img.out, is 7.37e+30 times below bfloat16's largest number, "
+               "702 times beyond float16's"),
+        (4000.0, "16.4 times below float16's largest number"),
+        ("inf", "the largest value, 4 at img_in"),
+    ],
+)  # fmt: skip
+def test_how_far_the_largest_value_is_from_overflow_is_said_whatever_the_dtype(largest, said):
+    whole = {"absmax": 1e9, "headroom": 9.2e9}
+    numbers = row("ids", dtype="int64", candidate=whole, reference=whole)
+    run = run_of(row("img_in"), row("block.59.img.out", reference={"absmax": largest}), numbers)
+    [title] = [one["title"] for one in health.passed(run) if one["code"] == "headroom"]
+    assert title.startswith("At least 10 times to overflow everywhere: ")
+    assert said in title
+
+
 def test_the_severe_come_first():
     run = run_of(
         row(range=documented("outside", high=1.0)), row(dtype="float16", candidate={"headroom": 2.0}, reference=HALF),
@@ -138,7 +191,7 @@ def test_the_checks_are_in_the_order_of_their_severity():
 
 def test_a_truth_value_is_no_figure():
     assert health.alerts(run_of(row(candidate={"nan": True}))) == []
-    assert [health.number(x) for x in (True, "1", None, 10**400, -3)] == [None, None, None, math.inf, -3.0]
+    assert [number(x) for x in (True, "1", None, 10**400, -3)] == [None, None, None, math.inf, -3.0]
 
 
 def test_many_groups_are_counted_not_listed():

@@ -85,6 +85,8 @@ def test_hostile_text_stays_text():
     shown = "".join(Page(source).text)
     assert "</script><img src=x onerror=alert(1)>\"'`&amp;\\u202egnp.exe\\u2066$x^{2$\\u0000" in shown
     assert "</script>" in json.dumps(unpack(source)["columns"]["name"])
+    assert not re.search("[\x00-\x1f\u202a-\u202e\u2066-\u2069]", json.dumps(unpack(source), ensure_ascii=False))
+    assert "\\u202egnp" in unpack(source)["columns"]["name"][0][0]
 
 
 @pytest.mark.parametrize(

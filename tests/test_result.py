@@ -8,7 +8,7 @@ import pytest
 from parity import result
 from parity.names import qwen_image_transformer
 from parity.rangetable import RangeRow, RangeTable
-from parity.runfolder import to_json
+from parity.runfolder import from_json, to_json
 from parity.verdict import exit_code
 
 ABOUT = {
@@ -129,7 +129,7 @@ def test_counts_of_a_run_are_those_of_its_cases():
 def test_what_is_returned_is_what_will_be_read_back():
     run = assemble(case(img_in={"rel_rmse": math.inf, "floor": 1 / 3e7}))
     assert run["cases"][0]["checkpoints"][0]["rel_rmse"] == math.inf
-    assert result.from_json(json.loads(json.dumps(to_json(run)))) == run
+    assert from_json(json.loads(json.dumps(to_json(run)))) == run
 
 
 def test_judging_again_forgets_the_old_verdicts():

@@ -64,7 +64,7 @@ def test_notes_say_what_the_figures_do_not():
     assert "the reference on its own weights" in diff(run, packed)["notes"][1]
     bare = run | {"weights": run["weights"] | {"bits": {}}}
     settings = {one["what"]: one["before"] for one in diff(bare, packed)["settings"]}
-    assert settings == {"weights.bits.transformer.4-bit group 64": None}
+    assert settings == {"weights.bits": None}
 
 
 def row(verdict="match", excess=0.9, **more):

@@ -6,6 +6,7 @@ import pytest
 import sample_run
 from rich.cells import cell_len
 
+from parity import health
 from parity.reporters import text
 
 SMALL = {"blocks": 2, "dtypes": ("float32",)}
@@ -68,6 +69,30 @@ def test_exact_checkpoints_do_not_lower_the_median():
     case["checkpoints"] = [row for row in case["checkpoints"] if row["floor_by"] != "exact"]
     assert text.figures(case)["median"] == before["median"]
     assert text.figures(case)["floor"] == before["floor"]
+
+
+def test_what_is_unhealthy_is_said_as_on_the_page(capsys):
+    run = sample_run.nonfinite(**SMALL)
+    [alert] = [one for one in health.alerts(run) if one["code"] == "nonfinite"]
+    said = " ".join(table(run, capsys).split())
+    assert f"error: NaN or infinity in the candidate. {alert['text']}" in said
+    assert "- error: NaN or infinity in the candidate. " in text.markdown(run)
+    clean = sample_run.clean(**SMALL)
+    for printed in (table(clean, capsys), text.markdown(clean)):
+        assert "error:" not in printed
+        assert "warning:" not in printed
+
+
+def test_names_of_alerts_are_cut_and_escaped(capsys):
+    run = sample_run.nonfinite(**SMALL)
+    for case in run["cases"]:
+        for row in case["checkpoints"]:
+            row["name"] = "<b>\u202e|`" + "x" * 3000 + row["name"]
+    assert max(map(len, [line for _, line in health.brief(run)])) <= 500
+    assert "\u202e" not in table(run, capsys)
+    [line] = [line for line in text.markdown(run).splitlines() if line.startswith("- error")]
+    assert "<b>" not in line
+    assert "\u202e" not in line
 
 
 def test_pictures_have_a_table_of_their_own(capsys, tmp_path):

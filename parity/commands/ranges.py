@@ -260,7 +260,7 @@ def _number(x: float) -> str:
 def _factor(factor: float | None) -> str:
     if factor is None:
         return ""
-    return "∞" if math.isinf(factor) else f"{factor:.2g}" if factor < 100 else f"{factor:.0e}"
+    return "∞" if math.isinf(factor) else f"{factor:.3g}" if factor < 100 else f"{factor:.0e}"
 
 
 def _safe(text: str) -> str:

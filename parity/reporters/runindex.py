@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from parity.plotstyle import excess_edges, step_of
+from parity.plotstyle import cut, excess_edges, step_of
 from parity.reporters.rows import printable
 from parity.reporters.rundiff import excess
 from parity.reporters.text import STYLE, markdown_table, plain_markdown
@@ -22,6 +22,8 @@ Index = Mapping[str, Any]
 RUNS = 20
 TRENDS = 40
 _POINTS = 16
+# Letters of a folder's name; the JSON has it whole.
+_NAME = 68
 _BARS = "▁▂▃▄▅▆▇██"
 
 
@@ -59,7 +61,7 @@ def run_figures(run: Mapping[str, Any]) -> dict[str, str]:
     ended = run["state"] == "finished"
     counts = run.get("counts") or {}
     return {
-        "run": run["folder"], "started": (run["started"] or "?")[:16].replace("T", " "),
+        "run": cut(run["folder"], _NAME), "started": (run["started"] or "?")[:16].replace("T", " "),
         "verdict": run["verdict"] if ended else run["state"],
         "compared": f"{counts['compared']:,}/{counts['expected']:,}" if ended else "–",
         "worst": excess(run["worst"]) if ended else "–",
@@ -92,7 +94,7 @@ def print_table(found: Index) -> None:
 
 def remarks(found: Index) -> list[str]:
     """Why a run was not read, one line each, and what was left out."""
-    said = [f"{run['folder']}: {run['state']}: {run['reason']}" for run in found["runs"] if run["reason"]]
+    said = [f"{cut(run['folder'], _NAME)}: {run['state']}: {run['reason']}" for run in found["runs"] if run["reason"]]
     more = [f"and {len(said) - RUNS:,} more like these"] if len(said) > RUNS else []
     return [*said[:RUNS], *more, *found["notes"]]
 

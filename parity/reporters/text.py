@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from parity import budget
+from parity import budget, health
 from parity.pageimages import figure
 from parity.reporters.rows import printable
 from parity.run import Progress as Tell
@@ -84,6 +84,8 @@ def print_table(run: Mapping[str, Any]) -> None:
         out.print(_plain_table(lines, "error budget"))
         out.print(Text(budget.about(run), "dim"))
     out.print()
+    for severity, line in health.brief(run):
+        out.print(Text(printable(line), {"error": "bold red", "warning": "yellow"}[severity]))
     for line in source_lines(run["cases"]):
         out.print(Text(line, "red"))
     out.print(Text(run["sentence"], STYLE[run["verdict"]]))
@@ -200,8 +202,8 @@ def markdown(run: Mapping[str, Any]) -> str:
         lines += ["", f"Error budget, {budget.about(run)}:", "", *markdown_table(lines_of_budget)]
     if said := estimated([row for case in run["cases"] for row in case["checkpoints"]]):
         lines += ["", *(f"{line}." for line in said)]
-    sources = source_lines(run["cases"])
-    return "\n".join([*lines, *([""] if sources else []), *(f"- {code(line)}" for line in sources)])
+    said = [*(plain_markdown(line) for _, line in health.brief(run)), *map(code, source_lines(run["cases"]))]
+    return "\n".join([*lines, *([""] if said else []), *(f"- {line}" for line in said)])
 
 
 def code(text: object) -> str:
