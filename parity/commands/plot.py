@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from parity.errors import UsageError
 from parity.overlay import named
-from parity.runfolder import read_run
+from parity.runschema import read_whole
 
 Kind = Literal["ranges", "growth", "steps", "errors", "heatmap", "budget", "pictures", "histogram", "profile"]
 
@@ -44,7 +44,7 @@ def plot(
     folders = [run, *more]
     if more and checkpoint:
         raise UsageError("--checkpoint is for one run: leave out all run folders but one")
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_whole(folder) for folder in folders]
     if terminal:
         if out or format or force:
             raise UsageError("--terminal writes no files: leave out --out, --format and --force")

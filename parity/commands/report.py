@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from parity.errors import EXIT_PARITY, UsageError
 from parity.reporters.formats import Format, show
 from parity.result import rejudge
-from parity.runfolder import read_run, write_json
+from parity.runfolder import write_json
+from parity.runschema import read_whole
 from parity.safetensors_header import shown
 from parity.verdict import exit_code
 
@@ -58,7 +59,7 @@ def report(
 def _one(run: Path, out: Path | None, format: Format, force: bool) -> int:
     from parity.report import render_report
 
-    result = rejudge(read_run(run))
+    result = rejudge(read_whole(run))
     digest = write_json(run / "parity.json", result)
     page = render_report(result, out or run / "report.html", force=out is None or force, folder=run, digest=digest)
     show(result, format, page)
@@ -73,7 +74,7 @@ def _compare(before: Path, after: Path, out: Path | None, format: Format, force:
     from parity.rundiff import exit_code as code_of
 
     files = [path / "parity.json" if path.is_dir() else path for path in (before, after)]
-    runs = [rejudge(read_run(path)) for path in (before, after)]
+    runs = [rejudge(read_whole(path)) for path in (before, after)]
     if files[0].samefile(files[1]):
         raise UsageError(f"{shown(str(before))} is given twice; expected two runs, the one before and the one after")
     found = diff(runs[0], runs[1], (shown(str(before)), shown(str(after))))
