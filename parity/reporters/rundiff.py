@@ -48,7 +48,9 @@ def times(factor: float | None) -> str:
     if factor is None or factor == 1:
         return ""
     sign, size = ("×", factor) if factor > 1 else ("÷", 1 / factor if factor else math.inf)
-    return sign + ("∞" if math.isinf(size) else f"{size:.2g}" if size < 1000 else excess(size))
+    return sign + (
+        "∞" if math.isinf(size) else f"{size:.2g}" if size < 99.5 else f"{size:.0f}" if size < 999.5 else excess(size)
+    )
 
 
 def place(line: Found) -> str:
