@@ -38,7 +38,7 @@ def excess(value: float | None, differ: int = 0) -> str:
         return "–"
     if math.isinf(value):
         return "∞"
-    if value < 1000:
+    if value < 999.5:
         return f"{value:.2f}" if value < 10 else f"{value:.3g}"
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
