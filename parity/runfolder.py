@@ -131,7 +131,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         run = from_json(json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not JSON ({error})") from None
+        hint = "" if path.name == "parity.json" else "; expected a run folder or its parity.json"
+        raise UsageError(f"{path}: not JSON ({error}){hint}") from None
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         found = run.get("schema") if isinstance(run, dict) else None
         raise UsageError(f"{path}: schema {found!r}, this version reads {SCHEMA}")

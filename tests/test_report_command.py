@@ -115,6 +115,7 @@ def test_an_index_is_written_beside_the_runs(capsys, two, tmp_path):
         (("A", "b/../a"), "is given twice; expected two runs"),
         (("A", "B", "--out", "none"), "is a folder: --out takes the name of the page"),
         (("A", "B", "--out", "own.html/x.html"), "choose another --out"),
+        (("A", "own.html"), "expected a run folder or its parity.json"),
         (("A/parity.json", "--index"), "a file; --index expects a folder of runs"),
     ],
 )
