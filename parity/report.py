@@ -70,7 +70,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None, digest: str 
     digest = digest or runfolder.digest(run)
     pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
     panels, unread = panelpage.panels(run, folder)
-    run, diagnosis = _spell_out_but_rows(run), diagnosispage.read(folder)
+    run, diagnosis = _spell_out_but_rows(run), diagnosispage.of_folder(folder)
     alerts, passed = spell_out(health.examine(run))
     templates = resources.files("parity") / "templates"
     style, *scripts = ((templates / name).read_text(encoding="utf-8") for name in ASSETS)
@@ -86,7 +86,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None, digest: str 
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
         style=Markup(style), script=Markup(script), style_hash=inline_hash(style), script_hash=inline_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
-        budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
+        budget=budgetpage.section(run), diagnosis=spell_out(diagnosis),
         estimated=estimated([row for entry in run["cases"] for row in entry["checkpoints"]]),
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
         alerts=alerts, passed=passed, unread=spell_out(unread), data=Markup(pack(run, panels)),

@@ -3,7 +3,7 @@ on it: a file may have been changed by hand, or written by something else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def problem(run: Mapping[str, Any]) -> str:
     Args:
         run: as `parity.runfolder.from_json` gives it: figures that are not finite are numbers.
     """
-    found = _of(run, TOP, "") or _of(run["weights"], WEIGHTS, "weights.")
+    found = _of(run, TOP, "") or _of(run["weights"], WEIGHTS, "weights.", ("preset", "path"))
     found = found or _of(run["environment"], ENVIRONMENT, "environment.") or _of_limits(run.get("thresholds") or {})
     if found:
         return found
@@ -69,10 +69,11 @@ def problem(run: Mapping[str, Any]) -> str:
     return ""
 
 
-def _of(value: Mapping[str, Any], keys: Mapping[str, Kinds], where: str) -> str:
+def _of(value: Mapping[str, Any], keys: Mapping[str, Kinds], where: str, present: Container[str] = ()) -> str:
+    """The first key of a wrong kind; those of `present` may be null and not missing."""
     for key, kinds in keys.items():
         one = value.get(key)
-        if type(one) not in kinds:
+        if type(one) not in kinds or (key in present and key not in value):
             expected = " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds if kind in _WORDS))
             return f"{where}{key} is {shown(one) if key in value else 'missing'}, expected {expected}"
     return ""
@@ -87,6 +88,8 @@ def _of_case(case: Any, where: str) -> str:
         return f"{where} is {shown(case)}, expected an object"
     if found := _of(case, CASE, f"{where}.") or _of(case["graph"], {"name": _TEXT}, f"{where}.graph."):
         return found
+    if type((case.get("inputs") or {}).get("batch", 1)) is not int:
+        return f"{where}.inputs.batch is {shown(case['inputs']['batch'])}, expected a number"
     if not all(type(name) is str for name in case["sources"]):
         return f"{where}.sources are not all texts"
     fine: set[tuple[type, ...]] = set()
