@@ -150,9 +150,10 @@ def visible(text: str) -> str:
     Names come from other people's files. A mark that turns the reading direction around would
     make one name look like another one.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
-    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
+    hidden = (c for c in set(text) if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029")
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in hidden})
 
 
 def cut(text: str, length: int) -> str:
