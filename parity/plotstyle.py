@@ -118,7 +118,7 @@ def points_of(rows: Mapping[int, Row], key: str, side: str | None = None) -> dic
 def excess_of(row: Row) -> float | None:
     """The excess for a plot: infinite where a checkpoint diverged without a figure (a NaN, a wrong shape)."""
     if row.get("excess") is None:
-        return math.inf if row["verdict"] == "diverged" else None
+        return math.inf if row.get("verdict") == "diverged" else None
     value = float(row["excess"])
     return math.inf if math.isnan(value) else value
 

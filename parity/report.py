@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from parity import budgetpage, diagnosispage, health, panelpage, runfolder
+from parity.disk import room_for
 from parity.errors import OutputExistsError
 from parity.memory import uncollected
 from parity.pageimages import in_short, metric_rows, shots
@@ -56,11 +57,14 @@ def render_report(
     Raises:
         OutputExistsError: the file is there and `force` is false.
     """
-    if out.exists() and not force:
+    with room_for(out):
+        there = out.exists()
+    if there and not force:
         raise OutputExistsError(f"{out} is already there: choose another file or add --force")
     page = report_html(run, folder or out.parent, digest)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8", newline="\n")
+    with room_for(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8", newline="\n")
     return out
 
 

@@ -211,3 +211,23 @@ def test_an_unfinished_run_says_what_to_do(folder, go):
     code, _, _ = go("report", "--index", folder.parent)
     assert code == 0
     assert "resumes it" in (folder.parent / "index.html").read_text()
+
+
+def test_a_run_may_be_named_by_its_file(folder, go):
+    assert go("report", folder / "parity.json")[0] == 1
+    assert (folder / "report.html").is_file()
+    assert go("plot", folder / "parity.json", "--kind", "errors", "--format", "png")[0] == 0
+    assert list((folder / "plots").glob("*.png"))
+    assert go("plot", folder / "parity.json", "--terminal", "--kind", "errors")[0] == 0
+
+
+def test_where_nothing_can_be_written_is_said_in_one_line(folder, go, tmp_path):
+    (tmp_path / "file").touch()
+    for argv in (["plot", folder, "--kind", "errors", "--out", tmp_path / "file"],
+                 ["plot", folder, "--kind", "errors", "--out", tmp_path / "file" / "in"],
+                 ["report", folder, "--out", tmp_path / "file" / "x.html"],
+                 ["report", folder, "--out", tmp_path, "--force"],
+                 ["report", folder, "--out", tmp_path / ("x" * 300 + ".html")]):  # fmt: skip
+        code, _, err = go(*argv)
+        assert code == 2, argv
+        assert err.startswith("error: cannot write ") or "File name too long" in err
