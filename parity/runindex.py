@@ -208,6 +208,8 @@ def _dated(started: Any) -> dict[str, Any]:
 
 
 def _entry(case: Mapping[str, Any]) -> dict[str, Any]:
+    if not all("verdict" in row for row in case["checkpoints"]):
+        raise ValueError("a checkpoint has no verdict")
     state, inputs = state_of(case), case.get("inputs") or {}
     return {
         "component": _short(case.get("component", "transformer")), "case": _short(case["name"]),
