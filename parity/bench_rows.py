@@ -19,7 +19,7 @@ from parity.components import build_graph
 from parity.names import Graph, parse
 from parity.rangetable import RangeTable
 from parity.result import assemble
-from parity.runfolder import as_read, write_json
+from parity.runfolder import write_json
 from parity.stats import describe
 
 MODES = ("isolated", "accumulated")
@@ -49,7 +49,7 @@ def write_run(folder: Path, graph: Mapping[str, Any], modes: Sequence[str] = MOD
             "name": case, "component": component, "mode": mode, "dtype": "float32", "graph": dict(graph),
             "inputs": {"batch": 1, "image_tokens": 1024, "text_tokens": 64, "seed": 0},
             "amplification": dict.fromkeys(built.stages, 1.0) if mode == "accumulated" else None,
-            "checkpoints": as_read(list(_rows(built, draw, grown=mode == "accumulated"))),
+            "checkpoints": list(_rows(built, draw, grown=mode == "accumulated")),
         }
         for mode in modes
     ]  # fmt: skip

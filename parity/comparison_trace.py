@@ -53,7 +53,8 @@ def measure(run: Run, golden: Golden, candidate: Imported) -> Callable[[Path], N
 def _wanted(rows: list[Mapping[str, Any]]) -> list[str]:
     """What the page shows more of than figures: sources, then the first that are no match; arrays of one shape."""
     off = [row for row in rows if row["verdict"] in ("suspect", "diverged") and row["shape"] == row["expected_shape"]]
-    return [row["name"] for row in sorted(off, key=lambda row: not row.get("source"))[:MOST]]
+    kept = {row["name"] for row in sorted(off, key=lambda row: not row.get("source"))[:MOST]}
+    return [row["name"] for row in off if row["name"] in kept]
 
 
 def _candidate(

@@ -30,9 +30,20 @@ def read(folder: Path | None) -> dict[str, Any] | None:
         found = json.loads(path.read_text())
         if not isinstance(found, dict) or found.get("schema") != 1:
             raise ValueError("of another schema")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no diagnosis ({error}); `parity diagnose` writes it again") from None
     return found
+
+
+def of_folder(folder: Path | None) -> dict[str, Any] | None:
+    """`section` of a run folder's diagnosis; of a file that is none, a sentence that says so."""
+    try:
+        return section(read(folder))
+    except UsageError as error:
+        said = str(error).replace(str(folder and folder / FILE), FILE)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = f"{FILE}: no diagnosis ({type(error).__name__}: {error}); `parity diagnose` writes it again"
+    return {"sentence": said[:300], "cards": [], "left": [], "more": 0, "notes": []}
 
 
 def section(found: Mapping[str, Any] | None) -> dict[str, Any] | None:

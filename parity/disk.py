@@ -10,6 +10,9 @@ from pathlib import Path
 
 from parity.errors import ResourceError, UsageError
 
+# A file where a folder is needed, and the other way round, among them.
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+
 
 def free_on(path: Path) -> int:
     """Free bytes on the disk that a path will lie on; it need not be there yet."""
@@ -25,6 +28,6 @@ def room_for(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"no room on the disk of {path.parent}; free some or choose another --out") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _FORBIDDEN:
             raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
         raise

@@ -24,7 +24,6 @@ from parity.errors import UsageError
 from parity.lockstep import Lockstep, Unit
 from parity.ports import environment
 from parity.rounding import round_state
-from parity.runfolder import as_read
 from parity.safetensors_header import shown
 
 Function = Callable[[dict[str, np.ndarray]], Any]
@@ -218,7 +217,7 @@ def compare(
     entry = {
         "name": name, "mode": "accumulated", "dtype": dtype, "component": COMPONENT, "graph": described,
         "inputs": case.describe(), "request": {}, "amplification": None, "pictures": [],
-        "checkpoints": as_read(found.rows["accumulated"]),
+        "checkpoints": found.rows["accumulated"],
     }  # fmt: skip
     about = {
         "weights": {"path": "", "synthetic": False, "preset": None},

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity.health_checks import CHECKS, FINE, LIMITS, Check, Finding, Row, row_of
-from parity.plotstyle import cut
+from parity.plotstyle import cut, short
 from parity.sections import group_of, spans
 
 SEVERITIES = ("error", "warning", "note")
@@ -53,7 +53,7 @@ class _Largest:
             f"{_times(room)} below {dtype}'s largest number" if room >= 1 else f"{_times(1 / room)} beyond {dtype}'s"
             for dtype, room in rooms
         )  # fmt: skip
-        return f": the largest value, {self.value:.3g} at {self.where}, is {', '.join(said)}"
+        return f": the largest value, {short(self.value)} at {self.where}, is {', '.join(said)}"
 
 
 def _times(factor: float) -> str:

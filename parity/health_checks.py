@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from parity.plotstyle import short
+
 # Below this headroom, one more residual or a larger prompt overflows; a healthy port in bfloat16 has 1e30.
 HEADROOM = 10.0
 # Largest finite and smallest normal number.
@@ -278,7 +280,7 @@ def _alike(ours: tuple[float, float] | None, theirs: tuple[float, float]) -> boo
 
 
 def _range(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:.4g} … {ends[1]:.4g}"
+    return " … ".join(short(end).replace("−", "-") if 1e4 <= abs(end) < 1e15 else f"{end:.4g}" for end in ends)
 
 
 _SAME = "The reference has the same range: the prompt, the size or the weights differ from the table's, not the port."

@@ -103,7 +103,8 @@ def _run(run: Mapping[str, Any], place: int, base: str) -> dict[str, Any]:
     ended = run["state"] == "finished"
     counts = run.get("counts") or {}
     return {
-        "place": place, "folder": run["folder"], "link": _link(run["folder"], base) if run["report"] else "",
+        "place": place, "folder": run["folder"], "link": _link(run["folder"], base, "report") if run["report"] else "",
+        "comparison": _link(run["folder"], base, "comparison") if run["comparison"] else "",
         "started": (run["started"] or "")[:16].replace("T", " "), "state": run.get("verdict") or run["state"],
         "suite": run.get("suite") or "", "weights": run.get("weights") or "",
         "compared": f"{counts['compared']:,} of {counts['expected']:,}" if ended else "",
@@ -114,9 +115,9 @@ def _run(run: Mapping[str, Any], place: int, base: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _link(folder: str, base: str) -> str:
-    """The way to a run's page, which nothing in a name turns into another one."""
-    return f"{base}/{quote(folder.encode('utf-8', 'surrogateescape'))}/report.html"
+def _link(folder: str, base: str, page: str) -> str:
+    """The way to a page of a run, which nothing in a name turns into another one."""
+    return f"{base}/{quote(folder.encode('utf-8', 'surrogateescape'))}/{page}.html"
 
 
 def strip(runs: Sequence[Mapping[str, Any]]) -> Markup:

@@ -60,10 +60,14 @@ class Parts:
     stream: str | None = None
 
 
-@lru_cache(maxsize=_REMEMBERED)
 def parse(name: str) -> Parts:
     """Take a checkpoint name apart; a name outside of what repeats is its own kind."""
-    match = _REPEATED.fullmatch(name) if len(name) <= LONGEST else None
+    return _parse(name) if len(name) <= LONGEST else Parts(kind=name)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _parse(name: str) -> Parts:
+    match = _REPEATED.fullmatch(name)
     if match is None:
         return Parts(kind=name)
     if match["unit"] == "step" and (inner := parse(match["kind"])).block is not None:

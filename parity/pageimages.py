@@ -112,7 +112,8 @@ def amplified(pixels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, str,
     if reference.shape != candidate.shape:
         return None, "Difference", "The two pictures differ in size."
     apart = np.abs(reference - candidate)
-    factor = next(factor for factor in FACTORS if apart.max() * factor <= 255)
+    largest = int(apart.max())  # times a factor beyond what int16 holds
+    factor = next(factor for factor in FACTORS if largest * factor <= 255)
     off, all_of_them = int(apart.any(axis=-1).sum()), apart.shape[0] * apart.shape[1]
     title, note = f"Difference × {factor}", f"{off:,} of {all_of_them:,} pixels differ."
     if not off:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from parity import budget, checkpointplots, closeup, overlayplots, pictureplots
 from parity.budgetplots import budget_figure
+from parity.disk import room_for
 from parity.errorplots import errors_figure, heatmap_figure
 from parity.errors import OutputExistsError, UsageError
 from parity.plotstyle import Theme, rc, slug, theme
@@ -148,7 +149,8 @@ def write_figures(
     there = [path for path in paths if path.exists()]
     if there and not force:
         raise OutputExistsError(f"{there[0]} is already there: choose another folder or add --force")
-    folder.mkdir(parents=True, exist_ok=True)
+    with room_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     colours = theme(dark)
     with matplotlib.rc_context(rc(colours)), warnings.catch_warnings():
         # A name may hold a letter that the font lacks; a box in its place is good enough for a plot.
@@ -156,7 +158,8 @@ def write_figures(
         for draw, targets in planned:
             figure = draw(colours)
             for path in targets:
-                path.write_bytes(encode(figure, path.suffix[1:]))
+                with room_for(path):
+                    path.write_bytes(encode(figure, path.suffix[1:]))
     return paths
 
 

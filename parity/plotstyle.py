@@ -118,7 +118,7 @@ def points_of(rows: Mapping[int, Row], key: str, side: str | None = None) -> dic
 def excess_of(row: Row) -> float | None:
     """The excess for a plot: infinite where a checkpoint diverged without a figure (a NaN, a wrong shape)."""
     if row.get("excess") is None:
-        return math.inf if row["verdict"] == "diverged" else None
+        return math.inf if row.get("verdict") == "diverged" else None
     value = float(row["excess"])
     return math.inf if math.isnan(value) else value
 
@@ -150,9 +150,10 @@ def visible(text: str) -> str:
     Names come from other people's files. A mark that turns the reading direction around would
     make one name look like another one.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
-    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
+    hidden = (c for c in set(text) if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029")
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in hidden})
 
 
 def cut(text: str, length: int) -> str:

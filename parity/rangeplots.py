@@ -108,7 +108,7 @@ def _beside(figure: Figure, rows: Sequence[Row], section: Section, colours: Them
     names = local_names(rows, section)
     # Labels stand in two lines where one has no room for them.
     crowded = sum(map(len, names)) + 2 * len(names) > 132
-    room = max(4, (270 if crowded else 145) // len(rows))
+    room = max(4, (270 if crowded else 168) // len(rows))
     labels = [("\n" if crowded and i % 2 else "") + cut(name, room) for i, name in enumerate(names)]
     ax.set_xticks(range(len(rows)), labels)
     ax.grid(visible=False, axis="x")

@@ -20,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from parity import budgetpage, diagnosispage, health, panelpage, runfolder
+from parity.disk import room_for
 from parity.errors import OutputExistsError
 from parity.memory import uncollected
 from parity.pageimages import in_short, metric_rows, shots
@@ -60,11 +61,14 @@ def render_report(
     Raises:
         OutputExistsError: the file is there and `force` is false.
     """
-    if out.exists() and not force:
+    with room_for(out):
+        there = out.exists()
+    if there and not force:
         raise OutputExistsError(f"{out} is already there: choose another file or add --force")
     page = report_html(run, folder or out.parent, digest)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8", newline="\n")
+    with room_for(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8", newline="\n")
     return out
 
 
@@ -74,7 +78,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None, digest: str 
     digest = digest or runfolder.digest(run)
     pictures = [picture for entry in run["cases"] for picture in shown_pictures(entry, folder)]
     panels, unread = panelpage.panels(run, folder)
-    run, diagnosis = _spell_out_but_rows(run), diagnosispage.read(folder)
+    run, diagnosis = _spell_out_but_rows(run), diagnosispage.of_folder(folder)
     alerts, passed = spell_out(health.examine(run))
     style, script = "".join(map(_asset, STYLES)), _script()
     environment = jinja2.Environment(
@@ -88,7 +92,7 @@ def report_html(run: Mapping[str, Any], folder: Path | None = None, digest: str 
         run=run, title=TITLES.get(run["verdict"], run["verdict"]), verdicts=VERDICTS, digest=digest,
         style=Markup(style), script=Markup(script), style_hash=inline_hash(style), script_hash=inline_hash(script),
         cards=cards, components=by_component(cards), compact=len(cards) > CARDS, sources=source_table(run),
-        budget=budgetpage.section(run), diagnosis=spell_out(diagnosispage.section(diagnosis)),
+        budget=budgetpage.section(run), diagnosis=spell_out(diagnosis),
         estimated=estimated([row for entry in run["cases"] for row in entry["checkpoints"]]),
         first=first_entry(run), pictures=spell_out(_unfold(pictures)),
         alerts=alerts, passed=passed, unread=spell_out(unread), data=Markup(pack(run, panels)),

@@ -21,6 +21,10 @@ from parity.safetensors_header import shown
 Run = dict[str, Any]
 
 
+# Figures of a row that judging makes; they have the digits of those that were read.
+_JUDGED = ("excess", "peak_excess", "range")
+
+
 def judge_case(case: Mapping[str, Any], table: RangeTable | None) -> dict[str, Any]:
     """A case with verdicts, counts, sources and range verdicts from its measured rows.
 
@@ -39,6 +43,8 @@ def judge_case(case: Mapping[str, Any], table: RangeTable | None) -> dict[str, A
     last = last_block(graph.parents)
     for row in rows:
         row["range"] = range_of(row, table, last) if table and row["candidate"] else None
+        for key in _JUDGED:
+            row[key] = as_read(row[key], key)
     counts = verdict.count(rows)
     return {
         **case,
@@ -79,6 +85,11 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
     Raises:
         UsageError: a case or a table that a file holds is none.
     """
+    # Judged as it will be read back: what is made from it now and later is the same to the byte.
+    return _assembled([as_read(case) for case in cases], as_read(about), table)
+
+
+def _assembled(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table: RangeTable | None) -> Run:
     own = RangeTable.parse(about["ranges"], "range table of the run") if "ranges" in about else None
     judged = [judge_case(case, own or (table if case["graph"]["name"] == "transformer" else None)) for case in cases]
     counts = verdict.add(case["counts"] for case in judged)
@@ -91,7 +102,7 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
         ),
         None,
     )
-    run = {
+    return {
         "schema": SCHEMA,
         "verdict": overall,
         "sentence": sentence(overall, counts, first, judged),
@@ -101,8 +112,6 @@ def assemble(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any], table
         "thresholds": verdict.DEFAULT.as_dict(),
         "cases": judged,
     }
-    # As it will be read back, so that what is made from it now and later is the same to the byte.
-    return as_read(run)
 
 
 _ABOUT = ("weights", "environment", "suite", "notes", "ranges", "ports", "command", "started", "seconds", "resources")
@@ -110,8 +119,8 @@ _ABOUT = ("weights", "environment", "suite", "notes", "ranges", "ports", "comman
 
 @uncollected()
 def rejudge(run: Mapping[str, Any]) -> Run:
-    """The same run judged by this version's rules and constants; nothing is computed again."""
-    return assemble(run["cases"], {key: run[key] for key in _ABOUT if key in run}, RangeTable.load("qwen-image"))
+    """The same run, as it was read, judged by this version's rules and constants; nothing is computed again."""
+    return _assembled(run["cases"], {key: run[key] for key in _ABOUT if key in run}, RangeTable.load("qwen-image"))
 
 
 def sentence(

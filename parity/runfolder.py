@@ -130,8 +130,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no parity.json here; {hint}")
     try:
         run = from_json(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        hint = "" if path.name == "parity.json" else "; expected a run folder or its parity.json"
+        raise UsageError(f"{path}: not JSON ({error}){hint}") from None
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         found = run.get("schema") if isinstance(run, dict) else None
         raise UsageError(f"{path}: schema {found!r}, this version reads {SCHEMA}")

@@ -37,9 +37,9 @@ def index(root: Path) -> dict[str, Any]:
 
     Returns:
         ``folder``, ``sentence``, ``notes``; ``runs``, oldest first: ``folder`` (below the root), ``state``
-        (``finished``, ``unfinished``, ``unreadable``), ``reason``, ``started``, ``report`` (whether it has a page), and
-        of finished ones ``verdict``, ``sentence``, ``suite``, ``weights``, ``synthetic``, ``candidate``, ``seconds``,
-        ``counts``, ``worst``, ``where``; ``trends``: `trends`.
+        (``finished``, ``unfinished``, ``unreadable``), ``reason``, ``started``, ``report`` and ``comparison``
+        (whether it has such a page), and of finished ones ``verdict``, ``sentence``, ``suite``, ``weights``,
+        ``synthetic``, ``candidate``, ``seconds``, ``counts``, ``worst``, ``where``; ``trends``: `trends`.
 
     Raises:
         UsageError: not a folder, or no run is in it.
@@ -145,7 +145,8 @@ def _folders(root: Path, notes: list[str]) -> Iterator[Path]:
 def _read(folder: Path, root: Path) -> dict[str, Any]:
     path = folder / "parity.json"
     about = {"folder": folder.relative_to(root).as_posix(), "reason": "", "entries": [],
-             "report": (folder / "report.html").is_file()}  # fmt: skip
+             "report": (folder / "report.html").is_file(),
+             "comparison": (folder / "comparison.html").is_file()}  # fmt: skip
     try:
         if not path.exists():
             done = sum(name.endswith(".done") for name in os.listdir(folder / "work"))
@@ -207,6 +208,8 @@ def _dated(started: Any) -> dict[str, Any]:
 
 
 def _entry(case: Mapping[str, Any]) -> dict[str, Any]:
+    if not all("verdict" in row for row in case["checkpoints"]):
+        raise ValueError("a checkpoint has no verdict")
     state, inputs = state_of(case), case.get("inputs") or {}
     return {
         "component": _short(case.get("component", "transformer")), "case": _short(case["name"]),

@@ -69,6 +69,19 @@ def test_the_command_makes_the_same_bytes_each_time(small):
     assert report(small, "1")[0] != first[0]
 
 
+def test_verdicts_are_renewed_and_what_has_not_changed_is_not_written(small):
+    file = small / "parity.json"
+    measured = file.read_bytes()
+    before = file.stat().st_mtime_ns
+    assert call(["report", str(small)]) == EXIT_DIVERGENCE
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == (measured, before)
+    run = json.loads(measured)
+    run["cases"][0]["checkpoints"][3]["verdict"] = "suspect"
+    file.write_text(json.dumps(run))
+    assert call(["report", str(file)]) == EXIT_DIVERGENCE, "the file itself is a run as well"
+    assert file.read_bytes() == measured
+
+
 def test_names_from_elsewhere_are_a_page_as_well(tmp_path):
     bench_rows.write_hostile(tmp_path / "run", 300)
     page = report_html(read_run(tmp_path / "run"), tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 from golden_unit import FLOOR, GRAPH, arrays, dump, log, printed, shape_of, write_golden
 from safetensors.numpy import save_file
 
-from parity import profiles, trace
+from parity import comparison_trace, profiles, trace
 from parity.cli import call
 from parity.compare import compare
 from parity.errors import UsageError
@@ -386,6 +386,17 @@ def test_a_comparison_keeps_where_the_error_lies(golden, tmp_path, capsys):
     before = (out / "report.html").read_bytes()
     assert call(["report", str(out)]) == 1
     assert (out / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(("most", "names"), [(1, [AT]), (2, ["block.00.img.attn", AT])])
+def test_of_much_that_is_off_the_sources_are_kept(golden, tmp_path, monkeypatch, most, names):
+    """GIVEN a suspect before the source, THEN it comes after it, and in the trace as in the model."""
+    monkeypatch.setattr(comparison_trace, "MOST", most)
+    off = {"block.00.img.attn": lambda x: noise(x.astype(np.float64), 6e-6).astype(np.float32), AT: one_row}
+    wrong = dump(tmp_path / "d.safetensors", {name: off.get(name, lambda x: x)(x) for name, x in arrays().items()})
+    out = tmp_path / "run"
+    assert call(["compare", str(golden.trace.folder), str(wrong), "--out", str(out)]) == 1
+    assert list(trace.read_stats(out / "trace/square.float32/candidate")) == names
 
 
 def test_without_whole_values_a_comparison_keeps_histograms(golden, tmp_path, capsys):

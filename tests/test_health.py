@@ -130,6 +130,9 @@ def test_a_documented_range_is_named_and_how_far_it_is_left():
     texts = [alert["text"] for alert in health.alerts(run_of(wrong, small))]
     assert "-3 … 60, the reference -3 … 4, documented -4 … 5 as “img_attn_out”, 12 times that. " in texts[0]
     assert "-0.1 … 0.1, the reference -3 … 4, documented -4 … 5 as “img_attn_out”, 0.02 of that. " in texts[1]
+    large = row(range={**documented("absent", -2e6, 2e6, 2e-6), "row": "After block 0"})
+    [alert] = health.alerts(run_of(large))
+    assert "-3 … 4, documented -2M … 2M as “After block 0”, 2e-06 of that. " in alert["text"]
     for name, factor in ((3, "nan"), (None, None), ("x" * 9_000, "inf")):
         odd = documented("outside", factor=factor) | {"row": name}
         [alert] = health.alerts(run_of(row(candidate={"max": 60.0}, range=odd)))
@@ -161,7 +164,7 @@ def test_parts_that_are_exchanged_are_the_ports_own_fault():
 @pytest.mark.parametrize(
     ("largest", "said"),
     [
-        (46e6, "the largest value, 4.6e+07 at block.59.img.out, is 7.37e+30 times below bfloat16's largest number, "
+        (46e6, "the largest value, 46M at block.59.img.out, is 7.37e+30 times below bfloat16's largest number, "
                "702 times beyond float16's"),
         (4000.0, "16.4 times below float16's largest number"),
         ("inf", "the largest value, 4 at img_in"),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from parity import picture_metrics
-from parity.pageimages import figure, metric_rows, shots
+from parity.pageimages import FACTORS, amplified, figure, metric_rows, shots
 
 PATHS = {"reference": "pictures/u/reference.00.png", "candidate": "pictures/u/candidate.00.png"}
 
@@ -114,3 +114,13 @@ def test_figures_are_those_that_were_measured():
 )  # fmt: skip
 def test_a_small_figure_is_never_shown_as_zero(value, digits, text):
     assert figure(value, digits) == text
+
+
+@pytest.mark.parametrize("off", [1, 3, 100, 163, 164, 200, 255])
+def test_a_difference_of_any_size_is_multiplied_into_the_range(off):
+    """GIVEN a black picture and a bright one, THEN the factor is 1: 255 times 200 is beyond 16 bits."""
+    black = np.zeros((4, 5, 3), np.uint8)
+    apart, title, _ = amplified({"reference": black + np.uint8(off), "candidate": black})
+    factor = int(title.rpartition(" ")[2])
+    assert (apart == off * factor).all()
+    assert factor == max(one for one in FACTORS if off * one <= 255)

@@ -82,9 +82,11 @@ def test_links_lead_from_where_the_page_lies(capsys, two, tmp_path):
     elsewhere = tmp_path / "x & y" / "z"
     go(capsys, *two, "--out", str(elsewhere / "c.html"))
     go(capsys, "--index", str(tmp_path), "--out", str(elsewhere / "i.html"))
-    for name, folders in (("c", "ab"), ("i", "ab")):
+    go(capsys, *two)
+    go(capsys, "--index", str(tmp_path), "--out", str(elsewhere / "j.html"))
+    for name, more in (("c", set()), ("i", set()), ("j", {"./../../b/comparison.html"})):
         found = set(re.findall(r'href="(\.[^"#]*)', (elsewhere / f"{name}.html").read_text()))
-        assert found == {f"./../../{folder}/report.html" for folder in folders}
+        assert found == {f"./../../{folder}/report.html" for folder in "ab"} | more
         assert all((elsewhere / unquote(one)).is_file() for one in found)
 
 
@@ -115,6 +117,7 @@ def test_an_index_is_written_beside_the_runs(capsys, two, tmp_path):
         (("A", "b/../a"), "is given twice; expected two runs"),
         (("A", "B", "--out", "none"), "is a folder: --out takes the name of the page"),
         (("A", "B", "--out", "own.html/x.html"), "choose another --out"),
+        (("A", "own.html"), "expected a run folder or its parity.json"),
         (("A/parity.json", "--index"), "a file; --index expects a folder of runs"),
     ],
 )

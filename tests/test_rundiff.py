@@ -54,6 +54,23 @@ def test_a_broken_port_got_worse_and_the_way_back_is_better():
     assert better["entries"][0]["sources"]["went"] == broken["cases"][0]["sources"]
 
 
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (None, ""),
+        (1, ""),
+        (5.31, "×5.3"),
+        (99.7, "×100"),
+        (431.0, "×431"),
+        (1 / 650, "÷650"),
+        (999.9, "×1e3"),
+        (0.0, "÷∞"),
+    ],
+)
+def test_a_factor_is_said_in_a_few_letters(factor, said):
+    assert written.times(factor) == said
+
+
 def test_notes_say_what_the_figures_do_not():
     run = sample_run.clean(**SMALL) | {"started": "2026-01-02T00:00:00Z"}
     earlier = run | {"started": "2026-01-01T23:00:00+00:00"}

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from parity.errors import UsageError
 from parity.overlay import named
-from parity.runfolder import read_run
+from parity.runschema import read_whole
 
 Kind = Literal["ranges", "growth", "steps", "errors", "heatmap", "budget", "pictures", "histogram", "profile"]
 
@@ -44,22 +44,23 @@ def plot(
     folders = [run, *more]
     if more and checkpoint:
         raise UsageError("--checkpoint is for one run: leave out all run folders but one")
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_whole(folder) for folder in folders]
+    source = run if run.is_dir() else run.parent
     if terminal:
         if out or format or force:
             raise UsageError("--terminal writes no files: leave out --out, --format and --force")
         from parity.reporters.terminal import print_plots
 
-        print_plots(named(folders, runs), kind, case, dark=dark, source=run, checkpoints=checkpoint)
+        print_plots(named(folders, runs), kind, case, dark=dark, source=source, checkpoints=checkpoint)
         return 0
     from parity.plots import FORMATS, render_overlays, render_plots
 
     options = {"formats": format or FORMATS, "dark": dark, "force": force, "kinds": kind, "cases": case}
-    target = out or run / "plots"
+    target = out or source / "plots"
     if more:
         paths = render_overlays(named(folders, runs), target, **options)
     else:
-        paths = render_plots(runs[0], target, source=run, checkpoints=checkpoint, **options)
+        paths = render_plots(runs[0], target, source=source, checkpoints=checkpoint, **options)
     for path in paths:
         print(path)
     return 0

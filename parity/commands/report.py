@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ from cyclopts import Parameter
 from parity.errors import EXIT_PARITY, UsageError
 from parity.reporters.formats import Format, show
 from parity.result import rejudge
-from parity.runfolder import read_run, write_json
+from parity.runfolder import write_json
+from parity.runschema import read_whole
 from parity.safetensors_header import shown
 from parity.verdict import exit_code
 
@@ -33,7 +35,7 @@ def report(
     """Judge a finished run again and write its report.html; nothing is computed again.
 
     The verdicts in parity.json are renewed with this version's rules and constants; the page
-    is made from parity.json alone, the same bytes each time.
+    is made from it and the traces alone, the same bytes each time.
 
     With two runs: what got better, worse, new, gone between them; the exit code is 1 where
     something got worse and is no match. With --index: all runs below a folder, and the trend
@@ -58,9 +60,14 @@ def report(
 def _one(run: Path, out: Path | None, format: Format, force: bool) -> int:
     from parity.report import render_report
 
-    result = rejudge(read_run(run))
-    digest = write_json(run / "parity.json", result)
-    page = render_report(result, out or run / "report.html", force=out is None or force, folder=run, digest=digest)
+    before, path = read_whole(run), run / "parity.json" if run.is_dir() else run
+    result, folder = rejudge(before), path.parent
+    # Most often nothing has changed, and of a hundred thousand rows writing takes seconds.
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if result == before else write_json(path, result)
+    del before
+    page = render_report(
+        result, out or folder / "report.html", force=out is None or force, folder=folder, digest=digest
+    )
     show(result, format, page)
     return exit_code(result["verdict"])
 
@@ -73,7 +80,7 @@ def _compare(before: Path, after: Path, out: Path | None, format: Format, force:
     from parity.rundiff import exit_code as code_of
 
     files = [path / "parity.json" if path.is_dir() else path for path in (before, after)]
-    runs = [rejudge(read_run(path)) for path in (before, after)]
+    runs = [rejudge(read_whole(path)) for path in (before, after)]
     if files[0].samefile(files[1]):
         raise UsageError(f"{shown(str(before))} is given twice; expected two runs, the one before and the one after")
     found = diff(runs[0], runs[1], (shown(str(before)), shown(str(after))))

@@ -38,7 +38,7 @@ def excess(value: float | None, differ: int = 0) -> str:
         return "–"
     if math.isinf(value):
         return "∞"
-    if value < 1000:
+    if value < 999.5:
         return f"{value:.2f}" if value < 10 else f"{value:.3g}"
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
@@ -48,7 +48,9 @@ def times(factor: float | None) -> str:
     if factor is None or factor == 1:
         return ""
     sign, size = ("×", factor) if factor > 1 else ("÷", 1 / factor if factor else math.inf)
-    return sign + ("∞" if math.isinf(size) else f"{size:.2g}" if size < 1000 else excess(size))
+    return sign + (
+        "∞" if math.isinf(size) else f"{size:.2g}" if size < 99.5 else f"{size:.0f}" if size < 999.5 else excess(size)
+    )
 
 
 def place(line: Found) -> str:
