@@ -66,7 +66,8 @@ def _check_names(run: Mapping[str, Any], names: Collection[str]) -> None:
         if name not in known:
             padded = re.sub(r"(?<=\.)\d(?=\.)", r"0\g<0>", name)
             near = [padded] if padded in known else difflib.get_close_matches(name[:200], list(known)[:20_000], 3)
-            hint = f"; close to it {'is' if len(near) == 1 else 'are'} {', '.join(cut(one, 60) for one in near)}" if near else ""
+            are = "is" if len(near) == 1 else "are"
+            hint = f"; close to it {are} {', '.join(cut(one, 60) for one in near)}" if near else ""
             raise UsageError(f"--checkpoint {cut(name, 80)}: the run has no such checkpoint{hint}")
 
 

@@ -51,7 +51,7 @@ function profileWords(axis) {
 }
 
 function drawProfile(axis, box) {
-  const bins = axis.error.length, middle = (k) => binOf(axis, bins, k).reduce((a, b) => a + b) / 2, points = (values) => values.map((value, k) => [middle(k), value > 0 ? value : NaN]);
+  const bins = axis.error.length, middle = (k) => binOf(axis, bins, k).reduce((a, b) => a + b) / 2, points = (values) => values.map((value, k) => [middle(k), value ?? NaN]);
   const named = (x) => { const k = axis.error.findIndex((value, k) => middle(k) === x), [from, to] = k < 0 ? [x, x] : binOf(axis, bins, k); return from === to ? String(from) : `${from}–${to}`; };
   const series = [{ name: "truth, rms", ink: "muted", width: 1.1, dash: [4, 3], values: points(axis.truth) }, { name: "error, rms", ink: "bad", values: points(axis.error) }];
   if (axis.length > bins) series.push({ name: "error, largest single index", ink: "bad", alpha: 0.6, points: "only", values: points(axis.peak) });
