@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 _CGROUPS = (
     # Version 2, then version 1: (limit, use), as a container sees them.
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"), "inactive_file"),
@@ -70,6 +68,9 @@ def uncollected() -> Iterator[None]:
 
 def available() -> int:
     """Bytes that can be taken without swapping: of the machine, and within the container's limit."""
+    # Here, so that `parity doctor` can say that it is not installed.
+    import psutil
+
     return min([psutil.virtual_memory().available, *_of_containers()])
 
 

@@ -30,6 +30,8 @@ Row = Mapping[str, Any]
 # 16:9, in inches: on a slide, and in a README 830 pixels wide, the smallest letters can be read.
 SIZE = (11.2, 6.3)
 
+# Letters that a line of the key has room for.
+KEY = 156
 MATCH, SUSPECT = 3.0, 10.0
 
 
@@ -193,11 +195,17 @@ def footnote(figure: Figure, text: str, colours: Theme) -> None:
 
 
 def key(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
-    """The legend in one line below the title, or two where that has too many letters."""
-    letters = sum(len(str(handle.get_label())) + 8 for handle in handles)
-    columns = len(handles) if letters < 210 else math.ceil(len(handles) / 2)
-    figure.legend(handles=list(handles), loc="upper left", bbox_to_anchor=(0.03, 0.897), ncols=columns,
-                  columnspacing=1.8, handlelength=1.8)  # fmt: skip
+    """The legend in one line below the title; in two, then three, and in smaller letters, where it has too many."""
+    letters = [len(str(handle.get_label())) + 8 for handle in handles] or [0]
+    for lines in (1, 2, 3):
+        # Columns are filled from top to bottom, each as wide as its longest label.
+        wide = sum(max(letters[i : i + lines]) for i in range(0, len(letters), lines))
+        if wide <= KEY:
+            break
+    size = min(9, 9 * KEY / max(wide, 1), 9 if lines < 3 else 7)
+    figure.legend(handles=list(handles), loc="upper left", bbox_to_anchor=(0.03, 0.897), fontsize=size,
+                  ncols=math.ceil(len(letters) / lines), columnspacing=1.8, handlelength=1.8,
+                  labelspacing=0.25)  # fmt: skip
 
 
 def index_axis(ax: Axes, span: range, unit: str, *, label: bool = True, most: int = 6) -> None:

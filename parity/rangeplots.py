@@ -73,7 +73,8 @@ def ranges_figure(run: Mapping[str, Any], entry: Entry, section: Section, colour
     key(figure, [
         *(Patch(color=getattr(colours, role_of(s)), alpha=0.5, lw=0, label=f"candidate, {stream_title(s)}")
           for s in section.streams),
-        Line2D([], [], color=colours.reference, lw=1.2, label="reference"),
+        *([Line2D([], [], color=colours.reference, lw=1.2, label="reference")]
+          if any(row.get("reference") for row in section.rows) else []),
         *([_documented(colours)] if any(row.get("range") for row in section.rows) else []),
         *cross(colours, section.rows),
     ])  # fmt: skip

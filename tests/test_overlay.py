@@ -5,6 +5,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import sample_run
@@ -18,7 +19,7 @@ from parity.overlaybudget import budget_overlay
 from parity.overlaychange import change_figure
 from parity.overlayplots import errors_overlay, growth_overlay, plan, ranges_overlay, sequence_overlay
 from parity.plots import render_overlays
-from parity.plotstyle import DARK, LIGHT
+from parity.plotstyle import DARK, LIGHT, rc
 from parity.runfolder import write_json
 
 SMALL = {"blocks": 3, "dtypes": ("float32",), "level": "block"}
@@ -277,3 +278,19 @@ def test_a_mistake_is_one_line(tmp_path, capsys, options, said):
     assert said in told.err.replace("\n", " ")
     assert told.err.count("\n") == 1
     assert told.out == ""
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_key_stays_on_the_page_and_off_the_panels(count):
+    """GIVEN runs with names as long as can be, WHEN drawn, THEN their key is neither cut off nor over a panel."""
+    runs = {f"{'W' if i else 'w'}{i}{'x' * (LABEL - 2)}": run for i, run in enumerate([*pair().values()] * 3)}
+    one = first(dict(list(runs.items())[:count]))
+    with matplotlib.rc_context(rc(DARK)):
+        for draw in (errors_overlay, growth_overlay, ranges_overlay):
+            figure = draw(one, DARK)
+            figure.canvas.draw()
+            for box in (one.get_window_extent() for one in (*figure.texts, *figure.legends)):
+                assert box.x0 >= 0
+                assert box.x1 <= figure.bbox.width
+            top = max(ax.get_tightbbox().y1 for ax in figure.axes)
+            assert figure.legends[0].get_window_extent().y0 >= top - 1

@@ -5,6 +5,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 import sample_run
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from parity.errorplots import errors_figure, heatmap_figure
 from parity.errors import OutputExistsError, UsageError
 from parity.plots import plan, render_plots
-from parity.plotstyle import LIGHT, excess_edges, excess_of, index_axis, ink_on, short, slug, step_of, visible
+from parity.plotstyle import LIGHT, excess_edges, excess_of, index_axis, ink_on, rc, short, slug, step_of, visible
 from parity.rangeplots import growth_figure, ranges_figure
 from parity.sections import main_of, sections
 from parity.sequenceplots import MOST, sequence_figure, spans_figure
@@ -313,3 +314,38 @@ def test_more_lines_than_a_page_holds_are_those_with_the_largest_excess():
     order = [row["name"].partition(".")[2] for row in rows]
     assert lines == sorted(lines, key=order.index)
     assert f"{MOST} of {len(rows)} checkpoints" in words_of(figure)
+
+
+def test_the_key_names_only_what_is_there():
+    """GIVEN runs with and without sources, values that are not finite and gaps, THEN their keys say so."""
+    said = {}
+    for kind in ("clean", "diverged", "nonfinite", "incomplete"):
+        run = getattr(sample_run, kind)(**SMALL)
+        figures = [drawn(figure, run) for figure in (errors_figure, heatmap_figure, ranges_figure)]
+        said[kind] = {text.get_text() for one in figures for legend in one.legends for text in legend.get_texts()}
+    marks = {"source of a divergence", "not finite", "missing", "uncertain", "skipped"}
+    assert {kind: marks & words for kind, words in said.items()} == {
+        "clean": set(), "diverged": {"source of a divergence"},
+        "nonfinite": {"source of a divergence", "not finite", "uncertain"},
+        "incomplete": {"missing", "uncertain", "skipped"},
+    }  # fmt: skip
+    run = sample_run.clean(**SMALL)
+    for row in run["cases"][0]["checkpoints"]:
+        row["reference"] = None
+    alone = {text.get_text() for text in drawn(ranges_figure, run).legends[0].get_texts()}
+    assert "reference" in said["clean"] - alone
+
+
+@pytest.mark.parametrize("kind", ["diverged", "nonfinite", "incomplete"])
+def test_no_words_leave_the_page(kind):
+    """GIVEN any run, WHEN drawn, THEN title, key and footnote lie within the page."""
+    run = getattr(sample_run, kind)(**SMALL | {"blocks": 6})
+    with matplotlib.rc_context(rc(LIGHT)):
+        for figure in (errors_figure, heatmap_figure, ranges_figure, growth_figure):
+            shown = drawn(figure, run)
+            shown.canvas.draw()
+            wide = shown.bbox.width
+            for one in (*shown.texts, *shown.legends):
+                box = one.get_window_extent()
+                assert box.x0 >= 0
+                assert box.x1 <= wide, one
