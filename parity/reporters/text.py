@@ -84,10 +84,10 @@ def print_table(run: Mapping[str, Any]) -> None:
         out.print(_plain_table(lines, "error budget"))
         out.print(Text(budget.about(run), "dim"))
     out.print()
-    for severity, line in health.brief(run):
-        out.print(Text(printable(line), {"error": "bold red", "warning": "yellow"}[severity]))
     for line in source_lines(run["cases"]):
         out.print(Text(line, "red"))
+    for severity, line in health.brief(run):
+        out.print(Text(printable(line), {"error": "bold red", "warning": "yellow"}[severity]))
     out.print(Text(run["sentence"], STYLE[run["verdict"]]))
 
 
@@ -202,7 +202,7 @@ def markdown(run: Mapping[str, Any]) -> str:
         lines += ["", f"Error budget, {budget.about(run)}:", "", *markdown_table(lines_of_budget)]
     if said := estimated([row for case in run["cases"] for row in case["checkpoints"]]):
         lines += ["", *(f"{line}." for line in said)]
-    said = [*(plain_markdown(line) for _, line in health.brief(run)), *map(code, source_lines(run["cases"]))]
+    said = [*map(code, source_lines(run["cases"])), *(plain_markdown(line) for _, line in health.brief(run))]
     return "\n".join([*lines, *([""] if said else []), *(f"- {line}" for line in said)])
 
 
