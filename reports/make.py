@@ -2,7 +2,7 @@
 
 Run by ``make samples``; ``reports/make.py --pictures`` takes only the pictures of the pages that are there. These need
 Chromium, and stay as they are without it. The same code gives the same bytes: how long the runs took, and when, is
-kept in times.json and put back; without that file it is that of the runs just made.
+kept in times.json and put back (without that file it is that of the runs just made), the temporary folder is left out.
 """
 
 from __future__ import annotations
@@ -92,20 +92,20 @@ def keep(name: str, options: list[str], work: str, *, expected: int, diagnosed: 
     parity(["run", *options, "--out", name], work, expected=expected)
     if diagnosed:
         parity(["diagnose", name], work, expected=expected)
-    same_times(Path(work) / name, name)
+    settle(Path(work) / name, name)
     parity(["report", name], work, expected=expected)
     (HERE / name).mkdir(exist_ok=True)
     shutil.copy(Path(work) / name / "report.html", HERE / name / "report.html")
 
 
-def same_times(folder: Path, name: str) -> None:
-    """Put the times of earlier samples into a run, or keep those of this run."""
+def settle(folder: Path, name: str) -> None:
+    """Put the times of earlier samples into a run, or keep those of this run; and leave out where it was made."""
     times: dict[str, Any] = json.loads(TIMES.read_text()) if TIMES.exists() else {}
     for file, keys in TAKEN.items():
         path = folder / file
         if not path.exists():
             continue
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text().replace(f"{folder.resolve().parent}{os.sep}", ""))
         known = times.setdefault(name, {}).setdefault(file, {key: found[key] for key in keys if key in found})
         path.write_text(json.dumps(found | known, ensure_ascii=False))
     TIMES.write_text(json.dumps(times, indent=1) + "\n")

@@ -46,16 +46,18 @@ def test_each_picture_shown_is_there_in_light_and_dark(page):
         assert (place.parent / light).is_file()
 
 
-def test_the_times_of_samples_stay_those_of_the_first_ones(make, tmp_path):
-    """GIVEN a run made twice, WHEN its times are put in, THEN the second has those of the first and its own figures."""
+def test_samples_keep_the_times_of_the_first_ones_and_no_folder(make, tmp_path):
+    """GIVEN a run made twice, WHEN settled, THEN the second has the times of the first and its own figures."""
     found = []
     for number, seconds in ((1, 14.9), (2, 15.2)):
         run = {"figure": number, "seconds": seconds, "started": f"day {number}", "resources": {"peak_bytes": number}}
+        run["weights"] = f"{tmp_path.resolve().parent}/tiny-4bit"
         (tmp_path / "parity.json").write_text(json.dumps(run))
-        make.same_times(tmp_path, "clean")
+        make.settle(tmp_path, "clean")
         found.append(json.loads((tmp_path / "parity.json").read_text()))
     assert [run.pop("figure") for run in found] == [1, 2]
-    assert found[0] == found[1] == {"seconds": 14.9, "started": "day 1", "resources": {"peak_bytes": 1}}
+    same = {"seconds": 14.9, "started": "day 1", "resources": {"peak_bytes": 1}, "weights": "tiny-4bit"}
+    assert found == [same, same]
 
 
 def test_a_picture_that_stays_too_large_is_an_error(make, tmp_path, monkeypatch):
