@@ -1,29 +1,25 @@
 """Makes the sample reports: a clean run, a port with shift and scale exchanged and why, 4-bit weights, pipelines.
 
 Run by ``make samples``; ``reports/make.py --pictures`` takes only the pictures of the pages that are there. These need
-Chromium, and stay as they are without it. The same code gives the same bytes: how long the runs took, and when, is
-kept in times.json and put back (without that file it is that of the runs just made), the temporary folder is left out.
+Chromium, and stay as they are without it. Pages say when their run was made and how long it took, so these differ from
+time to time; the temporary folder in which they were made is left out of them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-ROOT, SHOTS, TIMES = HERE.parent, HERE / "shots", HERE / "times.json"
+ROOT, SHOTS = HERE.parent, HERE / "shots"
 RIGHT, WRONG = "    shift: mx.array\n    scale: mx.array\n", "    scale: mx.array\n    shift: mx.array\n"
 RUN = "from parity.cli import main; main()"
-# What differs from run to run although nothing else does, by file.
-TAKEN = {"parity.json": ("started", "seconds", "resources"), "diagnosis.json": ("seconds",)}
 # Page -> the part of it that is shown, from its top on where that is empty, and how many pixels of it.
 PARTS = {"broken": ("", 1000), "clean": ("charts", 900), "quantized": ("budget", 900), "pipeline": ("pictures", 900)}
 SCHEMES = {"light": 1, "dark": 0}
@@ -92,23 +88,16 @@ def keep(name: str, options: list[str], work: str, *, expected: int, diagnosed: 
     parity(["run", *options, "--out", name], work, expected=expected)
     if diagnosed:
         parity(["diagnose", name], work, expected=expected)
-    settle(Path(work) / name, name)
+    anywhere(Path(work) / name)
     parity(["report", name], work, expected=expected)
     (HERE / name).mkdir(exist_ok=True)
     shutil.copy(Path(work) / name / "report.html", HERE / name / "report.html")
 
 
-def settle(folder: Path, name: str) -> None:
-    """Put the times of earlier samples into a run, or keep those of this run; and leave out where it was made."""
-    times: dict[str, Any] = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-    for file, keys in TAKEN.items():
-        path = folder / file
-        if not path.exists():
-            continue
-        found = json.loads(path.read_text().replace(f"{folder.resolve().parent}{os.sep}", ""))
-        known = times.setdefault(name, {}).setdefault(file, {key: found[key] for key in keys if key in found})
-        path.write_text(json.dumps(found | known, ensure_ascii=False))
-    TIMES.write_text(json.dumps(times, indent=1) + "\n")
+def anywhere(folder: Path) -> None:
+    """Leave out of a run where it was made: paths become relative to the folder above it."""
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace(f"{folder.resolve().parent}{os.sep}", ""))
 
 
 def parity(arguments: list[str], work: str, *, expected: int) -> None:

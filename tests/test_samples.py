@@ -12,12 +12,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def make(monkeypatch, tmp_path):
-    """reports/make.py as a module, its times in a temporary file."""
+def make():
+    """reports/make.py as a module."""
     spec = importlib.util.spec_from_file_location("make_samples", ROOT / "reports" / "make.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "TIMES", tmp_path / "times.json")
     return module
 
 
@@ -46,18 +45,13 @@ def test_each_picture_shown_is_there_in_light_and_dark(page):
         assert (place.parent / light).is_file()
 
 
-def test_samples_keep_the_times_of_the_first_ones_and_no_folder(make, tmp_path):
-    """GIVEN a run made twice, WHEN settled, THEN the second has the times of the first and its own figures."""
-    found = []
-    for number, seconds in ((1, 14.9), (2, 15.2)):
-        run = {"figure": number, "seconds": seconds, "started": f"day {number}", "resources": {"peak_bytes": number}}
-        run["weights"] = f"{tmp_path.resolve().parent}/tiny-4bit"
-        (tmp_path / "parity.json").write_text(json.dumps(run))
-        make.settle(tmp_path, "clean")
-        found.append(json.loads((tmp_path / "parity.json").read_text()))
-    assert [run.pop("figure") for run in found] == [1, 2]
-    same = {"seconds": 14.9, "started": "day 1", "resources": {"peak_bytes": 1}, "weights": "tiny-4bit"}
-    assert found == [same, same]
+def test_a_sample_does_not_say_where_it_was_made(make, tmp_path):
+    run = {"command": "parity run", "weights": f"{tmp_path.resolve().parent}/tiny-4bit", "seconds": 14.9}
+    (tmp_path / "parity.json").write_text(json.dumps(run))
+    make.anywhere(tmp_path)
+    assert json.loads((tmp_path / "parity.json").read_text()) == run | {"weights": "tiny-4bit"}
+    for page in (ROOT / "reports").glob("*/report.html"):
+        assert "/tmp/" not in page.read_text(encoding="utf-8")
 
 
 def test_a_picture_that_stays_too_large_is_an_error(make, tmp_path, monkeypatch):
