@@ -16,12 +16,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from parity.disk import room_for
-from parity.errors import UsageError, WeightsError
-from parity.safetensors_header import json_object, read_header, shown
 from parity.stats import BINADES
 from parity.suite import MODES
 from parity.tensors import all_mapped
-from parity.tracefile import unit_file
+from parity.unitfile import listed_rows, read_unit
 
 FILE = "histograms.safetensors"
 # Over all checkpoints and modes of a unit, first come first kept: 60 blocks that are all wrong have 1,320.
@@ -65,33 +63,11 @@ def of_unit(folder: Path, unit: str, names: Collection[str] | None = None) -> Hi
     Raises:
         UsageError: the file is garbled, too large, or something else.
     """
-    path = unit_file(folder, unit, FILE)
-    if path is None:
-        return {}
-    label = f"trace/{shown(unit)}/{FILE}"
-    try:
-        return _read(path, names)
-    except OSError as error:
-        raise UsageError(f"{label}: cannot be read: {error.strerror}") from None
-    except WeightsError as error:
-        raise UsageError(f"trace/{shown(unit)}/{error}", error.details) from None
-    except ValueError as error:
-        raise UsageError(f"{label}: {error}") from None
+    return read_unit(folder, unit, FILE, lambda path: _read(path, names))
 
 
 def _read(path: Path, names: Collection[str] | None) -> Histograms:
-    size = path.stat().st_size
-    if size > FILE_BYTES:
-        raise ValueError(f"{size} bytes, against a limit of {FILE_BYTES}")
-    shard = read_header(path)
-    if KEY not in shard.metadata:
-        raise ValueError(f"its metadata have no {KEY}")
-    rows = json_object(shard.metadata[KEY].encode("utf-8", "replace")).get("rows")
-    if not isinstance(rows, list) or len(rows) > MOST:
-        raise ValueError(f"{KEY} has no list of at most {MOST} rows")
-    for row in rows:
-        if not isinstance(row, list) or len(row) != 2 or row[0] not in MODES or not isinstance(row[1], str):
-            raise ValueError(f"a row {shown(row)}: expected {' or '.join(MODES)}, and a name")
+    shard, rows = listed_rows(path, KEY, _row_problem, most=MOST, most_bytes=FILE_BYTES)
     found = shard.tensors.get(COUNTS)
     if found is None or (found.dtype, found.shape) != ("I64", (len(rows), BINADES)):
         what = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
@@ -104,3 +80,8 @@ def _read(path: Path, names: Collection[str] | None) -> Histograms:
         if names is None or name in names:
             made.setdefault(mode, {})[name] = one.tolist()
     return made
+
+
+def _row_problem(row: object) -> str | None:
+    right = isinstance(row, list) and len(row) == 2 and row[0] in MODES and isinstance(row[1], str)
+    return None if right else f"expected {' or '.join(MODES)}, and a name"

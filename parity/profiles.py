@@ -19,11 +19,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from parity.disk import room_for
-from parity.errors import UsageError, WeightsError
 from parity.names import parse
-from parity.safetensors_header import json_object, read_header, shown
 from parity.stats import float64
 from parity.tensors import all_mapped
+from parity.unitfile import listed_rows, read_unit
 
 FILE = "profiles.safetensors"
 BINS = 64
@@ -209,37 +208,11 @@ def of_unit(
     Raises:
         UsageError: the file is garbled, too large, or something else.
     """
-    path = folder / "trace" / unit / FILE
-    # A case may be called anything; one from elsewhere must not lead out of the folder.
-    leads_out = unit in ("", ".", "..") or any(one in unit for one in "/\\\0")
-    if leads_out or len(unit.encode("utf-8", "replace")) > 240 or not path.is_file():
-        return {}
-    label = f"trace/{shown(unit)}/{FILE}"
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"{label}: leads out of the run folder")
-    try:
-        return _read(path, names)
-    except OSError as error:
-        raise UsageError(f"{label}: cannot be read: {error.strerror}") from None
-    except WeightsError as error:
-        raise UsageError(f"trace/{shown(unit)}/{error}", error.details) from None
-    except ValueError as error:
-        raise UsageError(f"{label}: {error}") from None
+    return read_unit(folder, unit, FILE, lambda path: _read(path, names))
 
 
 def _read(path: Path, names: Collection[str] | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    size = path.stat().st_size
-    if size > FILE_BYTES:
-        raise ValueError(f"{size} bytes, against a limit of {FILE_BYTES}")
-    shard = read_header(path)
-    if KEY not in shard.metadata:
-        raise ValueError(f"its metadata have no {KEY}")
-    rows = json_object(shard.metadata[KEY].encode("utf-8", "replace")).get("rows")
-    if not isinstance(rows, list) or len(rows) > MOST:
-        raise ValueError(f"{KEY} has no list of at most {MOST} rows")
-    for row in rows:
-        if problem := _row_problem(row):
-            raise ValueError(f"a row {shown(row)}: {problem}")
+    shard, rows = listed_rows(path, KEY, _row_problem, most=MOST, most_bytes=FILE_BYTES)
     total = sum(bins_of(row[4]) for row in rows)
     for key in (*_FLOATS, *(["bad"] if "bad" in shard.tensors else [])):
         kind, found = ("I64" if key == "bad" else "F32"), shard.tensors.get(key)

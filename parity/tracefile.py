@@ -131,24 +131,6 @@ def name_fits(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", name))
 
 
-def unit_file(folder: Path, unit: str, name: str) -> Path | None:
-    """A file beside the two sides of a unit of a run folder; None where it is not there.
-
-    Raises:
-        UsageError: it is outside of the folder.
-    """
-    # A case may be called anything; one from elsewhere must not lead out of the folder.
-    leads_out = unit in ("", ".", "..") or any(one in unit for one in "/\\\0")
-    if leads_out or len(unit.encode("utf-8", "replace")) > 240:
-        return None
-    path = folder / "trace" / unit / name
-    if not path.is_file():
-        return None
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"trace/{shown(unit)}/{name}: leads out of the run folder")
-    return path
-
-
 def read_sketches(path: Path, label: str = "") -> tuple[Spec, dict[str, np.ndarray], Mapping[str, str]]:
     """A safetensors file of sketches by checkpoint, as `parity.trace.write_sketches` or any port writes it.
 
