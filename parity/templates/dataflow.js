@@ -136,9 +136,10 @@ function flowNode(svg, { row, ghost, fed }, { x, y, wide, stage, focus }) {
   svgNode("text", { x, y: y + 11, "text-anchor": "middle" }, link, fed ? "reference’s" : `${MARKS[row.verdict] || ""} ${row.verdict in UNJUDGED ? row.verdict : times(row)}`);
 }
 
-// The select of the stages of an entry.
+// Offers the stages of an entry, and returns the one that is chosen.
 function offerStages(data, entry, stage) {
   const stages = [...new Set(data.rows.slice(entry.start, entry.start + entry.rows).map((row) => row.stage))], select = document.getElementById("stage");
   select.replaceChildren(...stages.map((one) => make("option", { value: one }, null, one)));
   select.value = stage;
+  return stage;
 }

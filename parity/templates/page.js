@@ -1,5 +1,35 @@
 // What is selected, and what ties cards, charts, dataflow and table to it.
 
+function sayIfEmpty(words) {
+  document.getElementById("message").textContent = words;
+  document.getElementById("message").hidden = !words;
+  document.getElementById("figures").hidden = Boolean(words);
+}
+
+// The stage of a row, else the largest one of what repeats.
+function stageOf(rows, at) {
+  const sizes = new Map(), repeats = rows.some((row) => row.repeats);
+  for (const row of rows) if (row.repeats || !repeats) sizes.set(row.stage, (sizes.get(row.stage) || 0) + 1);
+  return at ? at.stage : [...sizes].reduce((best, one) => (one[1] > best[1] ? one : best), ["", 0])[0];
+}
+
+// Each offers what there is to choose from, and returns what is chosen.
+function offerParts(entry, part) {
+  const select = document.getElementById("part");
+  select.replaceChildren(...entry.sections.map(({ title }, value) => make("option", { value }, null, title)));
+  select.value = String(part);
+  select.closest("label").hidden = entry.sections.length < 2;
+  return part;
+}
+
+function offerKinds(rows, now) {
+  const kinds = [...new Set(rows.map((row) => row.kind))], source = rows.find((row) => row.source), select = document.getElementById("kind");
+  const kind = kinds.includes(now) ? now : source ? source.kind : ["out", "latents"].find((one) => kinds.includes(one)) || kinds[0] || "";
+  select.replaceChildren(...kinds.map((one) => make("option", {}, null, one)));
+  select.value = kind;
+  return kind;
+}
+
 function start(data) {
   const byId = (id) => document.getElementById(id), first = Number(document.querySelector('.card[aria-pressed="true"]')?.dataset.entry || 0);
   const state = { entry: 0, part: 0, kind: null, chosen: null, stage: "" }, table = checkpointTable(data);
@@ -27,20 +57,16 @@ function start(data) {
     state.chosen = row;
     if (row.repeats) state.kind = row.kind;
     if (state.entry !== row.which) choose(row.which);
-    chooseStage(row.entry);
-    state.part = row.section;
-    byId("part").value = String(row.section);
+    state.stage = offerStages(data, row.entry, stageOf(rowsOf(row.entry), row));
+    state.part = offerParts(row.entry, row.section);
     draw();
     table.show(row, { ...entryFilter(row.which), search: row.name });
   }
 
   function draw() {
-    const entry = data.entries[state.entry], section = entry.sections[state.part], select = byId("kind");
+    const entry = data.entries[state.entry], section = entry.sections[state.part];
     const rows = rowsOf(entry).filter((row) => row.section === state.part);
-    const repeated = rows.filter((row) => row.repeats), kinds = [...new Set(repeated.map((row) => row.kind))], source = repeated.find((row) => row.source);
-    if (!kinds.includes(state.kind)) state.kind = source ? source.kind : ["out", "latents"].find((kind) => kinds.includes(kind)) || kinds[0] || "";
-    select.replaceChildren(...kinds.map((kind) => make("option", {}, null, kind)));
-    select.value = state.kind;
+    state.kind = offerKinds(rows.filter((row) => row.repeats), state.kind);
     byId("kindname").textContent = state.kind;
     byId("shown").textContent = `${entry.component} · ${entry.name} · ${entry.dtype} · ${entry.mode}`;
     // Shown before they are drawn: a chart is as wide as its place.
@@ -49,36 +75,11 @@ function start(data) {
     drawFlow(data, entry, state.stage, state.chosen);
   }
 
-  function sayIfEmpty(words) {
-    byId("message").textContent = words;
-    byId("message").hidden = !words;
-    byId("figures").hidden = Boolean(words);
-  }
-
-  // The stage of what is selected, else of the first source, else the largest one of what repeats.
-  function chooseStage(entry) {
-    const rows = rowsOf(entry), sizes = new Map();
-    const repeats = rows.some((row) => row.repeats);
-    for (const row of rows) if (row.repeats || !repeats) sizes.set(row.stage, (sizes.get(row.stage) || 0) + 1);
-    const largest = [...sizes].reduce((best, one) => (one[1] > best[1] ? one : best), ["", 0])[0];
-    const at = state.chosen?.entry === entry ? state.chosen : rows.find((row) => row.source);
-    state.stage = at ? at.stage : largest;
-    offerStages(data, entry, state.stage);
-  }
-
-  function offerParts(entry) {
-    const source = rowsOf(entry).find((row) => row.source);
-    state.part = source ? source.section : entry.main;
-    const options = entry.sections.map(({ title }, value) => make("option", { value }, null, title));
-    byId("part").replaceChildren(...options);
-    byId("part").value = String(state.part);
-    byId("part").closest("label").hidden = entry.sections.length < 2;
-  }
-
   function choose(which, filter) {
+    const entry = data.entries[which], rows = rowsOf(entry), source = rows.find((row) => row.source);
     state.entry = which;
-    offerParts(data.entries[which]);
-    chooseStage(data.entries[which]);
+    state.part = offerParts(entry, source ? source.section : entry.main);
+    state.stage = offerStages(data, entry, stageOf(rows, state.chosen?.entry === entry ? state.chosen : source));
     document.querySelectorAll(".card").forEach((card) => card.setAttribute("aria-pressed", String(Number(card.dataset.entry) === which)));
     if (filter) { table.filter(entryFilter(which)); table.refresh(); }
     draw();
