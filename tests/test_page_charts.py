@@ -1,6 +1,7 @@
 """The charts in a browser: what is drawn, what the pointer and the keys do, colours by theme and in print."""
 
 import hashlib
+import itertools
 import re
 from importlib import resources
 
@@ -117,6 +118,11 @@ class TestDrawn:
         assert heat[4][column] == f"{row['excess']:.2f}×"
         assert heat[9][column] == "240×"
 
+    def test_the_cell_of_what_is_selected_has_a_frame(self, page):
+        script = "return count('#heatmap', variable('focus'));"
+        assert seen_of(page, script) == 0
+        assert seen_of(page, script, address="#block.03.img.ffn") > 40
+
     def test_what_the_table_of_ranges_allows_is_a_band(self, page, run):
         # Of img.attn every block has a documented range, of img.q none.
         assert all(bool(row["range"]) == row["name"].endswith("attn") for row in run["cases"][0]["checkpoints"]
@@ -205,6 +211,20 @@ class TestPointerAndKeys:
         said, opened = seen_of(page, script)
         assert said.startswith(opened + ": ")
         assert opened in {row["name"] for row in run["cases"][0]["checkpoints"]}
+
+    def test_the_nearest_point_is_the_one_that_is_said(self, page, run):
+        # Down along block 6 each point that is said is no further off than the one above it.
+        script = """const over = $("#excess .u-over"), { left, top, width, height } = over.getBoundingClientRect();
+          const words = () => $(".tip:not([hidden])")?.textContent, said = [];
+          for (let y = 4; y < height; y += 3) {
+            point("mousemove", over, [left + (width * 7.5) / 14, top + y]);
+            if (words() && said.at(-1) !== words()) said.push(words());
+          }
+          return said.map((one) => one.split(":")[0]);"""
+        excess = {row["name"]: row["excess"] for row in run["cases"][0]["checkpoints"]}
+        found = [excess[name] for name in seen_of(page, script)]
+        assert len(found) > 4
+        assert all(below <= above * 1.05 for above, below in itertools.pairwise(found))
 
     def test_a_line_chart_says_all_its_lines(self, page):
         script = """const over = $("#error .u-over"), frame = over.getBoundingClientRect();
