@@ -154,6 +154,16 @@ class TestDrawn:
         assert all(crosses > 0 for crosses in counted[0])
         assert counted[1] == [0, 0, 0]
 
+    def test_limits_are_lines_and_sources_have_rings(self, tmp_path):
+        ink = []
+        for make in (sample_run.clean, sample_run.diverged):
+            page = render_report(make(blocks=12, dtypes=("float32",)), tmp_path / "report.html", force=True)
+            ink.append(seen_of(page, "return count('#excess', variable('ink'));"))
+        clean, rings = ink[0], ink[1] - ink[0]
+        # Two dashed lines across the chart; then rings around 14 sources, at one height two of them lie on each other.
+        assert clean > 500
+        assert rings > 60
+
     def test_charts_are_drawn_again_for_another_width(self, page):
         script = """const width = (box) => $(box + " canvas").getBoundingClientRect().width;
           const widths = () => ["#heatmap", "#error"].map(width);
@@ -268,12 +278,15 @@ class TestPointerAndKeys:
             plain = [row for row in rows if row["verdict"] == "match"]
             case["checkpoints"] = [{**plain[0], "name": f"vae.more.{i:04}"} for i in range(2000)] + rows
             case["graph"] = None
+            case["checkpoints"][2003].update(verdict="missing", excess=None)
         page = render_report(sample_run.settle(run), tmp_path / "report.html", force=True)
-        seen = seen_of(
-            page, "return [all('#sequence .band').length, all('#sequence .source').length, $('#cutwords').textContent];"
-        )
-        assert seen[:2] == [300, sum(row["source"] for row in run["cases"][0]["checkpoints"])]
-        assert seen[2].startswith("300 of 2,")
+        script = """const titles = all("#sequence title").map((one) => one.textContent);
+          const missing = titles.filter((words) => words.endsWith(": missing")).length;
+          const sources = all("#sequence .source").length;
+          return [all("#sequence .band").length, sources, missing, $("#cutwords").textContent];"""
+        seen = seen_of(page, script)
+        assert seen[:3] == [300, sum(row["source"] for row in run["cases"][0]["checkpoints"]), 1]
+        assert seen[3].startswith("300 of 2,")
 
 
 def test_sections_stand_in_the_order_in_which_one_asks():

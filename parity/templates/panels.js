@@ -131,7 +131,8 @@ function drawExcess(data, section, rows, { open }) {
   groups.delete("what does not repeat");
   const series = [...groups.values(), ...(lone ? lone.values.map((one) => ({ ...lone, name: one[2].kind || one[2].name, values: [one] })) : [])];
   const over = (pen) => {
-    for (const value of [match, suspect]) pen.line(pen.left, pen.y(value), pen.right, pen.y(value), { ink: "ink", dash: [5, 3] });
+    // On the middle of a pixel a line is sharp.
+    for (const y of [match, suspect].map((value) => Math.round(pen.y(value)) + 0.5)) pen.line(pen.left, y, pen.right, y, { ink: "ink", dash: [5, 3] });
     const say = (value, words) => pen.text(words, pen.left + 4, pen.y(value) - 4, { bold: true, ink: "ink" }), words = [`suspect above ${short(match)}`, `diverged above ${short(suspect)}`];
     // Over many decades the two lines come too close for a line of words between them.
     if (pen.y(match) - pen.y(suspect) < 14) say(suspect, words.join(", "));

@@ -33,7 +33,7 @@ function drawSequence(data, every, { open, chosen }) {
   rows.forEach((row, k) => {
     shaded = k && rows[k - 1].stage !== row.stage ? !shaded : shaded;
     const line = make("rect", { class: `band${shaded ? " shaded" : ""}${row === chosen ? " chosen" : ""}`, x: 0, y: top + k * deep, width, height: deep, "data-row": row.i }, svg);
-    make("title", {}, line, `${row.name}: ${row.verdict}, ${row.exact ? "" : "excess "}${times(row)}`);
+    make("title", {}, line, cellWords(row));
   });
   panels.forEach(([title, scale], k) => {
     for (const value of scale.ticks) {
