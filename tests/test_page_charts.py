@@ -164,6 +164,20 @@ class TestDrawn:
         assert clean > 500
         assert rings > 60
 
+    def test_a_match_is_shaded_over_the_steps(self, tmp_path):
+        run = sample_run.clean(component="pipeline", blocks=3, dtypes=("float32",))
+        page = render_report(run, tmp_path / "report.html", force=True)
+        shaded, whole = seen_of(page, "return [inked('#steps'), pixels('#steps').data.length / 4];")
+        assert shaded > 0.15 * whole
+
+    def test_ticks_of_an_index_have_both_ends(self, page):
+        script = """return [[0, 60, 20], [12, 48, 10], [4, 1, 10], [0, 0, 10]].map(([first, count, room]) =>
+          win.indexTicks({ first, count }, room));"""
+        blocks, late, one, none = seen_of(page, script)
+        assert blocks == [*range(0, 60, 5), 59]
+        assert late == [12, *range(15, 60, 5), 59]
+        assert (one, none) == ([4], [])
+
     def test_charts_are_drawn_again_for_another_width(self, page):
         script = """const width = (box) => $(box + " canvas").getBoundingClientRect().width;
           const widths = () => ["#heatmap", "#error"].map(width);
