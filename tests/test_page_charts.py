@@ -164,6 +164,17 @@ class TestDrawn:
         assert clean > 500
         assert rings > 60
 
+    def test_an_error_of_zero_lies_on_the_lower_edge(self, tmp_path):
+        run = sample_run.clean(blocks=12, dtypes=("float32",))
+        for row in run["cases"][0]["checkpoints"]:
+            if row["name"].endswith("img.q"):
+                row.update(rel_rmse=0.0, excess=0.0)
+        page = render_report(run, tmp_path / "report.html", force=True)
+        script = "return [count('#error', variable('img'), 0.8, 0.9), count('#error', variable('img'), 0, 0.3)];"
+        edge, above = seen_of(page, script, address="#block.05.img.q")
+        assert edge > 300
+        assert above == 0
+
     def test_a_match_is_shaded_over_the_steps(self, tmp_path):
         run = sample_run.clean(component="pipeline", blocks=3, dtypes=("float32",))
         page = render_report(run, tmp_path / "report.html", force=True)

@@ -107,6 +107,29 @@ def test_garbled_files_are_said_and_the_page_is_made(tmp_path):
     assert "could not be read" in report_html(run, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium")
+def test_figures_of_a_profile_and_a_histogram_are_behind_them(tmp_path):
+    run = broken(tmp_path)
+    page = render_report(run, tmp_path / "report.html", force=True)
+    script = """const tables = []; for (const one of all(".panels .behind")) {
+        one.open = true; await until(() => one.querySelector("td"));
+        tables.push([...one.querySelectorAll("tr")].map((tr) => [...tr.cells].map((cell) => cell.textContent)));
+      } return tables;"""
+    seen, console = browser.look(page, script, address=f"#square.float32.accumulated/{NAME}")
+    assert console == []
+    panel = panelpage.panels(run, tmp_path)[0][at(run, "accumulated")]
+    for (head, *rows), axis in zip(seen[:2], panel["axes"], strict=True):
+        assert head[1:3] == ["truth, rms", "error, rms"]
+        for key, column in (("truth", 1), ("error", 2)):
+            figures = [float(row[column].replace("−", "-")) for row in rows]
+            assert figures == pytest.approx([float(f"{value:.4g}") for value in axis[key]], rel=1e-3)
+    head, *rows = seen[2]
+    assert head[1:] == ["reference", "candidate"]
+    shares = [sum(float(row[column].replace("−", "-")) for row in rows) for column in (1, 2)]
+    assert shares == pytest.approx([1, 1], rel=1e-3)
+
+
 def test_a_folder_elsewhere_is_not_read(tmp_path):
     run = broken(tmp_path / "other")
     (tmp_path / "run" / "trace").mkdir(parents=True)
