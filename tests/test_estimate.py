@@ -66,6 +66,7 @@ def test_time_and_memory_grow_with_what_they_grow_with(model):
     assert of(model, unit(truth="float32")).seconds < plain.seconds
     assert of(model, unit(truth="float32")).peak_bytes < plain.peak_bytes
     assert of(model, unit(size=512)).peak_bytes > plain.peak_bytes
+    assert of(model, unit(size=512)).seconds > plain.seconds
     assert of(model, unit(), None).seconds is None
     with_original = estimate.estimate(unit(), model, "block", RATES, original=True)
     assert with_original.passes["original"] == 2
