@@ -23,7 +23,7 @@ function chart(box, { label, section, scale, series, sides = false, bands = [], 
   const plot = new uPlot({
     width, height, padding: [12, end, 0, 0], legend: { show: false }, bands: bandsOf(bands, series),
     scales: { x: { time: false, range: axis.range(aligned.xs) }, y: { distr: scale.distr, asinh: scale.asinh, range: () => [scale.low, scale.high] } },
-    axes: [{ ...look, grid: { show: false }, size: 26, gap: 3, label: section.unit, labelSize: 14, labelGap: 0, labelFont: FONT, splits: axis.ticks, values: (u, all) => all.map(axis.named), space: 1 },
+    axes: [{ ...look, grid: { show: false }, size: 28, gap: 6, label: section.unit, labelSize: 14, labelGap: 0, labelFont: FONT, splits: axis.ticks, values: (u, all) => all.map(axis.named), space: 1 },
       { ...look, size: 46, gap: 4, splits: () => scale.ticks, values: (u, all) => all.map(yName), space: 1, filter: (u, all) => all }],
     series: [{}, ...series.map((one) => lineOf(one, section.count))],
     cursor: { y: false, points: { show: false }, drag: { x: true, y: false, dist: 5 }, sync: sync ? { key: sync, scales: ["x", null] } : undefined },
