@@ -195,8 +195,6 @@ class TestDrawn:
           const before = widths();
           const frame = document.querySelector("iframe");
           frame.style.width = "600px";
-          // With a clock that is not the real one the browser itself does not always say it.
-          win.dispatchEvent(new win.Event("resize"));
           await until(() => widths()[0] < before[0]);
           return [before, widths(), $("#heatmap").clientWidth, $("#error").clientWidth];"""
         before, after, heat, error = seen_of(page, script)

@@ -4,11 +4,10 @@ Skipped where there is no Chromium.
 """
 
 import re
-import subprocess
 
 import pytest
 import sample_run
-from browser import CHROMIUM, FLAGS
+from browser import CHROMIUM, drawn, look, tab
 from test_budget import quantized
 
 from parity.report import render_report
@@ -22,9 +21,9 @@ def browse(tmp_path):
 
     def run(source, *, folder=tmp_path, **options):
         page = render_report(source, folder / "report.html", force=True, **options)
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-        return done.stdout, re.findall(r"CONSOLE[^\n]*", done.stderr)
+        with tab(page.as_uri()) as opened:
+            drawn(opened)
+            return opened.page.content(), opened.console
 
     return run
 
@@ -99,19 +98,11 @@ def test_the_check_itself_hears_the_console(browse, monkeypatch):
     assert console
 
 
-# Looks into the page at a phone's width, and writes what sticks out into its own title.
-LOOK = """<!doctype html><iframe src="report.html" style="width:390px;height:3000px;border:0" onload="
-  const page = frames[0].document, wide = [...page.querySelectorAll('#budget th, #budget td, #budget .plot')]
-    .filter((one) => one.getBoundingClientRect().right > 390.5).map((one) => one.textContent.slice(0, 20));
-  document.title = `looked ${page.querySelectorAll('#budget th').length} ${JSON.stringify(wide)}`"></iframe>"""
-
-
 def test_the_error_budget_fits_a_phone(tmp_path):
-    render_report(quantized(), tmp_path / "report.html", force=True)
-    (tmp_path / "look.html").write_text(LOOK)
-    command = [CHROMIUM, *FLAGS, "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
-    command.append((tmp_path / "look.html").as_uri())
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
-    count, sticking_out = re.search(r"<title>looked (\d+) (.*?)</title>", dom).groups()
-    assert int(count) > 8
-    assert sticking_out == "[]"
+    page = render_report(quantized(), tmp_path / "report.html", force=True)
+    script = """const cells = all("#budget th, #budget td, #budget .plot");
+      return [cells.length, cells.filter((one) => one.getBoundingClientRect().right > 390.5).length];"""
+    (count, sticking_out), console = look(page, script, width=390)
+    assert console == []
+    assert count > 8
+    assert sticking_out == 0

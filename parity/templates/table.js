@@ -102,8 +102,8 @@ function checkpointTable(data) {
   const onPage = (page) => { state.page = page; refresh(); };
 
   function filter(values) {
-    form.reset();
-    for (const [key, value] of Object.entries(values)) form.elements[key].value = value;
+    // Not by form.reset(): its event makes the rows again, and who stands on one would lose it.
+    for (const field of form.elements) if (field.name) field.value = values[field.name] ?? "";
     Object.assign(state, { page: 0, sort: 0, down: false });
   }
 
