@@ -16,6 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from parity import chromium
+
 HERE = Path(__file__).resolve().parent
 ROOT, SHOTS = HERE.parent, HERE / "shots"
 RIGHT, WRONG = "    shift: mx.array\n    scale: mx.array\n", "    scale: mx.array\n    shift: mx.array\n"
@@ -51,13 +53,13 @@ def main() -> None:
     if not sys.argv[1:]:
         with tempfile.TemporaryDirectory() as work:
             make(work)
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+    program = chromium.installed()
+    if program is None:
         print("no Chromium here: the pictures of the pages stay as they are", file=sys.stderr)
         return
     for name, (part, tall) in PARTS.items():
         for scheme, number in SCHEMES.items():
-            shoot(chromium, HERE / name / "report.html", part, tall, SHOTS / f"{name}-{scheme}.png", number)
+            shoot(program, HERE / name / "report.html", part, tall, SHOTS / f"{name}-{scheme}.png", number)
 
 
 def make(work: str) -> None:
@@ -108,7 +110,7 @@ def parity(arguments: list[str], work: str, *, expected: int) -> None:
         sys.exit(f"parity {' '.join(arguments)} ended with exit code {code}, expected {expected}")
 
 
-def shoot(chromium: str, page: Path, part: str, tall: int, target: Path, scheme: int) -> None:
+def shoot(program: str, page: Path, part: str, tall: int, target: Path, scheme: int) -> None:
     """A picture of a part of a page, in light (1) or dark (0)."""
     with tempfile.TemporaryDirectory() as work:
         frame, taken = Path(work) / "frame.html", Path(work) / "taken.png"
@@ -116,9 +118,9 @@ def shoot(chromium: str, page: Path, part: str, tall: int, target: Path, scheme:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
         flags += [f"--blink-settings=preferredColorScheme={scheme}", f"--window-size={WIDE},{tall}"]
         flags += [f"--user-data-dir={work}/profile", "--virtual-time-budget=8000", f"--screenshot={taken}"]
-        done = subprocess.run([chromium, *flags, frame.as_uri()], check=False, capture_output=True, timeout=180)
+        done = subprocess.run([program, *flags, frame.as_uri()], check=False, capture_output=True, timeout=180)
         if done.returncode or not taken.exists():
-            sys.exit(f"{chromium} took no picture of {page}: {done.stderr.decode(errors='replace')[-400:]}")
+            sys.exit(f"{program} took no picture of {page}: {done.stderr.decode(errors='replace')[-400:]}")
         small(taken, target)
 
 

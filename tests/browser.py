@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import functools
 import html
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+from parity import chromium
+
+CHROMIUM = chromium.installed()
 FRAME = """<!doctype html><meta charset="utf-8"><title>outside</title><style>body { margin: 0 }</style>
 <iframe src="%s" style="width:%dpx;height:3000px;border:0"></iframe>"""
 HELPERS = """const sleep = (ms) => new Promise((done) => setTimeout(done, ms));

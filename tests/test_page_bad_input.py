@@ -1,12 +1,13 @@
 """Runs that are empty, half written or full of hostile text: the page is drawn, and says what is missing."""
 
+import re
 import time
 
 import browser
 import pytest
 import sample_run
 
-from parity.report import render_report
+from parity.report import render_report, report_html
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium")]
 
@@ -92,3 +93,16 @@ def test_a_hundred_thousand_checkpoints(tmp_path):
     assert console == []
     assert seen["count"].endswith(f"of {run['counts']['expected']:,} checkpoints")
     assert time.monotonic() - began < 100
+
+
+def test_a_page_that_cannot_be_drawn_says_so(tmp_path):
+    source = report_html(sample_run.clean(blocks=2, dtypes=("float32",)))
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', source)[0]
+    head = "function drawFlow(data, entry, stage, focus) {"
+    assert head in source
+    page = tmp_path / "report.html"
+    page.write_text(source.replace(policy, "").replace(head, f"{head} throw new Error('no flow');"), encoding="utf-8")
+    seen, console = browser.look(page, SEEN)
+    assert not seen["hidden"]
+    assert seen["message"].endswith("could not be read or drawn: no flow")
+    assert console == ["no flow"]

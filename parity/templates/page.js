@@ -115,7 +115,10 @@ if (typeof DecompressionStream === "undefined") {
   document.getElementById("message").textContent = "This browser cannot unpack the rows (it lacks DecompressionStream). Charts and table need a newer one; parity.json has every figure.";
 } else {
   decode(document.getElementById("data").textContent).then(start).catch((error) => {
-    document.getElementById("message").textContent = "The rows in this page could not be read: " + error.message;
+    const message = document.getElementById("message");
+    message.textContent = "The rows in this page could not be read or drawn: " + error.message;
+    // It may have been hidden for the charts already.
+    message.hidden = false;
     throw error;
   });
 }
