@@ -67,7 +67,7 @@ class Made:
     Attributes:
         rows: checkpoints of all entries.
         nbytes: of the page.
-        seconds: to make it, in a process of its own from start to exit; judging again included.
+        seconds: to make it, in a process of its own from its first line on; imports and judging again included.
         peak_bytes: that process's largest resident size.
         ready: milliseconds from the load event until the charts can be seen, median; None without Chromium.
         opened: the same from the moment at which the page is asked for.
